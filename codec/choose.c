@@ -1,0 +1,240 @@
+/* Which code a tensor gets, and with which step. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "codec/lattice.h"
+#include "codec/scan.h"
+#include "codec/trellis.h"
+#include "codec/work.h"
+
+enum {
+    CALIBRATIONS = 4, /* encodings of the samples, at most, until the step fits */
+    SPLIT_TRIALS = 3, /* window sizes tried on one sample block */
+    ROUNDS = 64       /* of the iteration between window and root mean square */
+};
+
+/* A window that costs less than this for the pairs outside of it, in bits a pair, is large
+ * enough to be worth a trial. */
+static const double outside_cost = 0.03;
+
+struct samples {
+    const uint8_t *const *block;
+    const size_t *len;
+    unsigned count;
+    bool whole; /* they are the whole tensor */
+};
+
+/* The distribution of a tensor's pairs as a window of given size sees it. */
+struct fit {
+    double mean_square; /* of the carried weights */
+    double d;           /* spacing for the wanted SQNR; weights */
+    double outside;     /* share of pairs outside */
+};
+
+/* Squared length of the median non-zero pair. */
+static double median_square(const struct hc_scan *s)
+{
+    uint64_t total = 0, below = 0;
+    for (unsigned b = 0; b < HC_SCAN_BINS; b++)
+        total += s->bin[b].count;
+    for (unsigned b = 0; b < HC_SCAN_BINS; b++) {
+        below += s->bin[b].count;
+        if (below > total / 2)
+            return hc_scan_edge(b);
+    }
+    return 0;
+}
+
+/* Mean square and window depend on each other. Starting from the median finds the smallest window
+ * that agrees with itself, so that a few huge weights do not set the step for all others. */
+static struct fit fit_window(const struct hc_scan *s, double sqnr_db, double mse, double reach)
+{
+    struct fit f = {.mean_square = median_square(s) / 1.386};
+    const double noise = pow(10, -sqnr_db / 10) / mse;
+    uint64_t total = s->zero + s->not_finite;
+
+    for (unsigned b = 0; b < HC_SCAN_BINS; b++)
+        total += s->bin[b].count;
+    for (int round = 0; round < ROUNDS; round++) {
+        double before = f.mean_square, energy = 0;
+        uint64_t carried = s->zero;
+        f.d = sqrt(before * noise);
+        double window2 = reach * reach * f.d * f.d;
+        for (unsigned b = 0; b < HC_SCAN_BINS && hc_scan_edge(b + 1) <= window2; b++) {
+            carried += s->bin[b].count;
+            energy += hc_scan_energy(s, b);
+        }
+        f.outside = 1 - (double)carried / (double)total;
+        f.mean_square = carried ? energy / (2 * (double)carried) : 0;
+        if (fabs(f.mean_square - before) <= 1e-9 * before)
+            break;
+    }
+    return f;
+}
+
+/* Radius of the window of npoints points a phase, in units of d: the coarse cell has the area
+ * 2 sqrt(3) d^2, and a rim of about the covering radius is lost. */
+static double reach_of(uint32_t npoints)
+{
+    return sqrt(npoints * 2 * sqrt(3.0) / 3.14159265358979) - 1.25;
+}
+
+static uint32_t npoints_of(unsigned split)
+{
+    return 256u << (split - 1);
+}
+
+/* The trajectory code of window `split` and spacing d (weights). */
+static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, double d, struct hc_code *code)
+{
+    const struct hc_taps taps = hc_trellis_taps(nu);
+    memset(code, 0, sizeof *code);
+    code->type = HC_CODE_TRAJECTORY;
+    code->dtype = dtype;
+    code->t.nu = (uint8_t)nu;
+    code->t.split = (uint8_t)split;
+    code->t.g0 = taps.g0;
+    code->t.g1 = taps.g1;
+    int rc = hc_lattice_for(npoints_of(split), &code->t);
+    if (rc)
+        return rc;
+    double step = d / hc_lattice_spacing(code->t.points);
+    if (!(step > 0x1p-980) || !(step < 0x1p980))
+        return -ERANGE;
+    code->t.step = hc_step_from(step);
+    return 0;
+}
+
+/* Codes the first `count` samples; sums up what comes out. */
+static int try_code(const struct hc_code *code, struct hc_work *w, const struct samples *s,
+                    unsigned count, struct hc_block_stats *stats, uint64_t *bytes)
+{
+    struct hc_encoder *e;
+    uint8_t *out = malloc(hc_code_bound(code, hc_code_block_bytes(code)));
+    int rc = out ? hc_encoder_new(code, &e) : -ENOMEM;
+
+    memset(stats, 0, sizeof *stats);
+    *bytes = 0;
+    if (rc) {
+        free(out);
+        return rc;
+    }
+    for (unsigned b = 0; b < count && rc == 0; b++) {
+        /* A lossless block may be smaller than a sample: F32 and F64 take several. */
+        for (size_t from = 0; from < s->len[b] && rc == 0;) {
+            struct hc_block_stats one;
+            size_t n = s->len[b] - from, size;
+            n = n < hc_code_block_bytes(code) ? n : hc_code_block_bytes(code);
+            rc = hc_encode(e, w, s->block[b] + from, n, out, &size, NULL, &one);
+            if (rc == 0) {
+                hc_block_stats_add(stats, &one);
+                *bytes += size;
+            }
+            from += n;
+        }
+    }
+    hc_encoder_free(e);
+    free(out);
+    return rc;
+}
+
+/* Sets the code's step so that the samples' noise is that of the wanted SQNR. */
+static int calibrate(struct hc_code *code, struct hc_work *w, const struct samples *s,
+                     const struct fit *f, double sqnr_db, uint64_t *bytes)
+{
+    for (int k = 0; k < CALIBRATIONS; k++) {
+        struct hc_block_stats stats;
+        int rc = try_code(code, w, s, s->count, &stats, bytes);
+        if (rc)
+            return rc;
+        if (stats.carried == 0 || !(stats.noise > 0) || !isfinite(stats.noise))
+            return -ERANGE;
+        double measured = s->whole
+                              ? hc_sqnr_db(&stats)
+                              : 10 * log10(f->mean_square * (double)stats.carried / stats.noise);
+        double miss = measured - sqnr_db;
+        if (!isfinite(miss))
+            return -ERANGE;
+        if ((miss > -0.004 && miss < 0.02) || k == CALIBRATIONS - 1)
+            return 0;
+        *code = hc_rescale(code, measured, sqnr_db + 0.004);
+    }
+    return 0;
+}
+
+struct hc_code hc_rescale(const struct hc_code *code, double measured_db, double wanted_db)
+{
+    struct hc_code c = *code;
+    c.t.step = hc_step_from(hc_step_value(code->t.step) * pow(10, (measured_db - wanted_db) / 20));
+    return c;
+}
+
+/* The window with the smallest code for the first sample block. */
+static int choose_window(const struct hc_scan *scan, const struct hc_target *target,
+                         struct hc_work *w, const struct samples *s, struct hc_code *best,
+                         struct fit *best_fit)
+{
+    const double mse = hc_trellis_taps(target->nu).mse;
+    const double exact_bits = 16 + 2.0 * hc_dtype_bits(scan->dtype);
+    uint64_t least = UINT64_MAX;
+    unsigned trials = 0;
+
+    for (unsigned split = 1; split <= HC_MAX_SPLIT && trials < SPLIT_TRIALS; split++) {
+        struct fit f = fit_window(scan, target->sqnr_db, mse, reach_of(npoints_of(split)));
+        struct hc_block_stats stats;
+        struct hc_code code;
+        uint64_t bytes;
+        if (f.outside * exact_bits > outside_cost && split < HC_MAX_SPLIT)
+            continue;
+        if (!(f.d > 0) || !isfinite(f.d))
+            return -ERANGE;
+        int rc = code_of(scan->dtype, target->nu, split, f.d, &code);
+        if (rc == 0)
+            rc = try_code(&code, w, s, 1, &stats, &bytes);
+        if (rc)
+            return rc;
+        trials++;
+        if (bytes < least) {
+            least = bytes;
+            *best = code;
+            *best_fit = f;
+        }
+    }
+    return 0;
+}
+
+int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct hc_work *w,
+              const uint8_t *const sample[], const size_t sample_len[], unsigned nsamples,
+              struct hc_code *out)
+{
+    const struct hc_code lossless = hc_lossless(scan->dtype, 0);
+    struct samples s = {sample, sample_len, nsamples, false};
+    struct hc_block_stats stats;
+    struct hc_code code;
+    struct fit f = {0};
+    uint64_t bytes, lossless_bytes, sampled = 0;
+
+    if (target->nu > HC_MAX_NU || !(target->sqnr_db >= HC_MIN_DB) ||
+        !(target->sqnr_db <= HC_MAX_DB) || nsamples == 0)
+        return -EINVAL;
+    *out = lossless;
+    if (scan->distinct <= HC_SCAN_DISTINCT)
+        return 0;
+    for (unsigned b = 0; b < nsamples; b++)
+        sampled += sample_len[b];
+    s.whole = sampled == scan->elements * (hc_dtype_bits(scan->dtype) / 8);
+
+    int rc = choose_window(scan, target, w, &s, &code, &f);
+    if (rc == 0)
+        rc = calibrate(&code, w, &s, &f, target->sqnr_db, &bytes);
+    if (rc == -ENOMEM)
+        return rc;
+    if (rc) /* cannot be coded this way: stays lossless */
+        return 0;
+    rc = try_code(&lossless, w, &s, nsamples, &stats, &lossless_bytes);
+    if (rc == 0 && bytes < lossless_bytes)
+        *out = code;
+    return rc;
+}

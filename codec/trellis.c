@@ -1,0 +1,52 @@
+#include "codec/trellis.h"
+
+#include <string.h>
+
+struct hc_taps hc_trellis_taps(unsigned nu)
+{
+    static const struct hc_taps taps[] = {
+        {0x0, 0x0, 0.2778}, /* one phase: hexagonal lattice of spacing 2d */
+        {0x1, 0x1, 0.1400},     {0x1, 0x3, 0.1200},     {0x5, 0x3, 0.1159},   {0xb, 0x7, 0.1126},
+        {0x19, 0x17, 0.1104},   {0x29, 0x1f, 0.1093},   {0x57, 0x75, 0.1083}, {0xc5, 0xb4, 0.1074},
+        {0x1ab, 0x11d, 0.1069}, {0x22b, 0x3bf, 0.1063},
+    };
+    return taps[nu < sizeof taps / sizeof *taps ? nu : sizeof taps / sizeof *taps - 1];
+}
+
+/* Xors the path plane, delayed by `delay` pairs (1 .. 63), into dst. */
+static void xor_delayed(uint64_t *dst, const uint64_t *path, size_t words, unsigned delay)
+{
+    uint64_t before = 0;
+    for (size_t i = 0; i < words; i++) {
+        dst[i] ^= path[i] << delay | before >> (64 - delay);
+        before = path[i];
+    }
+}
+
+void hc_trellis_planes(uint64_t *c0, uint64_t *c1, const uint64_t *path, size_t words, unsigned nu,
+                       unsigned g0, unsigned g1)
+{
+    memset(c0, 0, words * sizeof *c0);
+    memcpy(c1, path, words * sizeof *c1);
+    for (unsigned k = 0; k < nu; k++) {
+        if (g0 >> k & 1)
+            xor_delayed(c0, path, words, k + 1);
+        if (g1 >> k & 1)
+            xor_delayed(c1, path, words, k + 1);
+    }
+}
+
+void hc_trellis_trace(unsigned nu, unsigned g0, unsigned g1, unsigned state,
+                      const uint32_t *decisions, size_t n, uint8_t *path, uint8_t *phase)
+{
+    const size_t words = hc_trellis_words(nu);
+    const unsigned top = 1u << (nu - 1);
+
+    for (size_t t = n; t-- > 0;) {
+        unsigned b = state & 1, j = state >> 1;
+        unsigned from_top = decisions[t * words + (j >> 4)] >> hc_decision_bit(j, b) & 1;
+        state = j + (from_top ? top : 0);
+        path[t] = (uint8_t)b;
+        phase[t] = (uint8_t)hc_phase(state, b, g0, g1);
+    }
+}
