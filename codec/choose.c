@@ -86,8 +86,15 @@ static uint32_t npoints_of(unsigned split)
     return 256u << (split - 1);
 }
 
-/* The trajectory code of window `split` and spacing d (weights). */
-static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, double d, struct hc_code *code)
+/* Shrinking by this times (d / rms)^2 gives Gaussian weights the shortest code at equal SQNR: a
+ * point's cost rises by log2(e) / (2 rms^2) bits with its squared length, so that the nearest
+ * point to a shrunk weight is the cheapest one under squared error plus lambda times bits. */
+static const double shrink_factor = 0.09;
+static const double shrink_most = 0.05;
+
+/* The trajectory code of window `split` for weights that fit. */
+static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, const struct fit *f,
+                   struct hc_code *code)
 {
     const struct hc_taps taps = hc_trellis_taps(nu);
     memset(code, 0, sizeof *code);
@@ -100,10 +107,11 @@ static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, double d, s
     int rc = hc_lattice_for(npoints_of(split), &code->t);
     if (rc)
         return rc;
-    double step = d / hc_lattice_spacing(code->t.points);
+    double step = f->d / hc_lattice_spacing(code->t.points);
     if (!(step > 0x1p-980) || !(step < 0x1p980))
         return -ERANGE;
     code->t.step = hc_step_from(step);
+    code->shrink = fmin(shrink_most, nu ? shrink_factor * f->d * f->d / f->mean_square : 0);
     return 0;
 }
 
@@ -190,7 +198,7 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
             continue;
         if (!(f.d > 0) || !isfinite(f.d))
             return -ERANGE;
-        int rc = code_of(scan->dtype, target->nu, split, f.d, &code);
+        int rc = code_of(scan->dtype, target->nu, split, &f, &code);
         if (rc == 0)
             rc = try_code(&code, w, s, 1, &stats, &bytes);
         if (rc)

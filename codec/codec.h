@@ -74,7 +74,10 @@ struct hc_code {
     enum hc_code_type type;
     enum hc_dtype dtype;    /* NONE for BYTES */
     struct hc_trajectory t; /* TRAJECTORY only */
-    int level;              /* encoder only, not stored: zstd level of BYTES */
+    /* For the encoder only, not stored: */
+    int level;     /* zstd level of BYTES */
+    double shrink; /* TRAJECTORY, 0 .. 0.25: points are sought for weights (1 - shrink) times as
+                    * large, which gives shorter codes (rate-distortion optimisation) */
 };
 
 /* Raw bytes of a full block of this code. */

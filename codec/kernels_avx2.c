@@ -80,10 +80,55 @@ search(__m256i *now, __m256i *next, const __m256i *pattern, unsigned groups, uns
     return best;
 }
 
+/* 16 states: both halves fit into one register of 128 bits each. */
+static unsigned search16(unsigned g0, unsigned g1, const uint32_t *metric, size_t n,
+                         uint32_t *decisions)
+{
+    uint8_t bytes[32];
+    phase_pattern(bytes, 0, g0, g1);
+    const __m128i low = _mm_loadu_si128((const __m128i *)bytes);
+    const __m128i high = _mm_loadu_si128((const __m128i *)(bytes + 16));
+    /* b = 1 takes the metric of phase ^ 2: four bytes on. */
+    const __m128i low1 = _mm_xor_si128(low, _mm_set1_epi8(4));
+    const __m128i high1 = _mm_xor_si128(high, _mm_set1_epi8(4));
+    __m128i a = _mm_insert_epi16(_mm_set1_epi16(HC_UNREACHED), 0, 0);
+    __m128i b = _mm_set1_epi16(HC_UNREACHED);
+
+    for (size_t t = 0; t < n; t++) {
+        __m128i m = _mm_loadl_epi64((const __m128i *)(metric + 2 * t));
+        __m128i a0 = _mm_add_epi16(a, _mm_shuffle_epi8(m, low));
+        __m128i b0 = _mm_add_epi16(b, _mm_shuffle_epi8(m, high));
+        __m128i a1 = _mm_add_epi16(a, _mm_shuffle_epi8(m, low1));
+        __m128i b1 = _mm_add_epi16(b, _mm_shuffle_epi8(m, high1));
+        __m128i d0 = _mm_cmpgt_epi16(a0, b0), d1 = _mm_cmpgt_epi16(a1, b1);
+        __m128i n0 = _mm_min_epi16(a0, b0), n1 = _mm_min_epi16(a1, b1);
+        decisions[t] = (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(d0, d1));
+        a = _mm_unpacklo_epi16(n0, n1);
+        b = _mm_unpackhi_epi16(n0, n1);
+        if (t % HC_NORMALISE_EVERY == HC_NORMALISE_EVERY - 1) {
+            __m128i least = _mm_broadcastw_epi16(_mm_minpos_epu16(_mm_min_epi16(a, b)));
+            a = _mm_sub_epi16(a, least);
+            b = _mm_sub_epi16(b, least);
+        }
+    }
+    int16_t state[16];
+    unsigned best = 0;
+    _mm_storeu_si128((__m128i *)state, a);
+    _mm_storeu_si128((__m128i *)(state + 8), b);
+    for (unsigned h = 1; h < 16; h++)
+        best = state[h] < state[best] ? h : best;
+    return best;
+}
+
 static void viterbi(unsigned nu, unsigned g0, unsigned g1, const uint32_t *metric, size_t n,
                     uint32_t *decisions, uint8_t *path, uint8_t *phase)
 {
-    if (nu < 5) {
+    if (nu == 4) {
+        unsigned last = search16(g0, g1, metric, n, decisions);
+        hc_trellis_trace(nu, g0, g1, last, decisions, n, path, phase);
+        return;
+    }
+    if (nu < 4) {
         hc_kernels_portable.viterbi(nu, g0, g1, metric, n, decisions, path, phase);
         return;
     }
@@ -165,14 +210,7 @@ static void decode_pairs8(const struct hc_decode_job *job)
 
 static void decode_pairs16(const struct hc_decode_job *job)
 {
-    size_t t = 0;
-    for (; t + 8 <= job->n; t += 8) {
-        uint32_t i[8];
-        _mm256_storeu_si256((__m256i *)i, indices8(job, t));
-        for (size_t k = 0; k < 8; k++)
-            memcpy(job->dst + 16 * (t + k), job->table + (size_t)i[k] * 16, 16);
-    }
-    decode_tail(job, t, 16);
+    decode_scalar(job, 16);
 }
 
 const struct hc_kernels hc_kernels_avx2 = {

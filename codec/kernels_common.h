@@ -154,10 +154,34 @@ static inline uint32_t table_index(const struct hc_decode_job *job, size_t t)
     return (c0 ? job->half : 0) + 2 * i + c1;
 }
 
+/* One pair at a time, from pair `from` on. */
 static inline void decode_tail(const struct hc_decode_job *job, size_t from, size_t width)
 {
     for (size_t t = from; t < job->n; t++)
         memcpy(job->dst + t * width, job->table + (size_t)table_index(job, t) * width, width);
+}
+
+/* Pairs of `width` bytes, eight at a time: their low bits lie in one 64-bit word. */
+static inline void decode_scalar(const struct hc_decode_job *job, size_t width)
+{
+    const unsigned bits = job->low_bits;
+    const uint32_t mask = (1u << bits) - 1;
+    const uint8_t *low = job->low;
+    size_t t = 0;
+
+    for (; t + 8 <= job->n; t += 8, low += bits) {
+        uint64_t l = load64(low);
+        uint64_t c0 = job->c0[t / 64] >> t % 64, c1 = job->c1[t / 64] >> t % 64;
+        for (unsigned k = 0; k < 8; k++) {
+            uint32_t i = (uint32_t)job->hi[t + k] << bits | ((uint32_t)l & mask);
+            uint32_t at = 2 * i + (uint32_t)(c1 & 1) + (uint32_t)(c0 & 1) * job->half;
+            memcpy(job->dst + (t + k) * width, job->table + (size_t)at * width, width);
+            l >>= bits;
+            c0 >>= 1;
+            c1 >>= 1;
+        }
+    }
+    decode_tail(job, t, width);
 }
 
 #endif

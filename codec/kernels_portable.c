@@ -45,17 +45,17 @@ static void viterbi(unsigned nu, unsigned g0, unsigned g1, const uint32_t *metri
 
 static void decode_pairs4(const struct hc_decode_job *job)
 {
-    decode_tail(job, 0, 4);
+    decode_scalar(job, 4);
 }
 
 static void decode_pairs8(const struct hc_decode_job *job)
 {
-    decode_tail(job, 0, 8);
+    decode_scalar(job, 8);
 }
 
 static void decode_pairs16(const struct hc_decode_job *job)
 {
-    decode_tail(job, 0, 16);
+    decode_scalar(job, 16);
 }
 
 const struct hc_kernels hc_kernels_portable = {

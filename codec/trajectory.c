@@ -205,10 +205,12 @@ int hc_quantiser_new(const struct hc_code *code, const struct hc_lattice *l, str
 
     if (!(window > 0) || !isfinite(1 / step) || !(window * window > 0))
         return -ERANGE;
-    q->to_m[0] = t->b2[1] / det / step;
-    q->to_m[1] = -t->b2[0] / det / step;
-    q->to_n[0] = -t->b1[1] / det / step;
-    q->to_n[1] = t->b1[0] / det / step;
+    const double scale = (1 - code->shrink) / det / step;
+    q->shrink = code->shrink;
+    q->to_m[0] = t->b2[1] * scale;
+    q->to_m[1] = -t->b2[0] * scale;
+    q->to_n[0] = -t->b1[1] * scale;
+    q->to_n[1] = t->b1[0] * scale;
     q->window2 = window * window;
     q->cover2 = cover * cover * step * step;
     q->qa = (float)(unit * ((double)t->b1[0] * t->b1[0] + (double)t->b1[1] * t->b1[1]));
@@ -336,11 +338,12 @@ bool hc_trajectory_measure(const struct hc_code *code, const struct hc_quantiser
 {
     enum { LANES = 8 };
     const struct layout l = layout_of(code, raw_len);
-    /* Rounding to the dtype adds at most one unit in the last place to either weight: in
-     * relation to the weight, or the spacing of the type's subnormals.
-     * (a + b)^2 <= 1.1 a^2 + 11 b^2 for the lattice's error a and the rounding b. */
+    /* To the lattice's error a, at most the covering radius, come the shrinking of the
+     * weight and the rounding to the dtype: in relation to the weight, or by half the spacing
+     * of the type's subnormals. (a + b + c)^2 <= 1.1 a^2 + 22 b^2 + 22 c^2. */
     const int least = code->dtype == HC_F16 ? -24 : code->dtype == HC_BF16 ? -133 : -149;
-    const double slack = 1.15 * q->cover2 + ldexp(2, 2 * least);
+    const double slack = 1.15 * q->cover2 + ldexp(16, 2 * least);
+    const double relative = 22 * q->shrink * q->shrink + 0x1p-13;
     double a[2 * CHUNK], b[2 * CHUNK], signal[LANES] = {0}, noise[LANES] = {0};
 
     memset(stats, 0, sizeof *stats);
@@ -358,7 +361,7 @@ bool hc_trajectory_measure(const struct hc_code *code, const struct hc_quantiser
             }
             double ex = a[2 * t] - b[2 * t], ey = a[2 * t + 1] - b[2 * t + 1];
             double size = a[2 * t] * a[2 * t] + a[2 * t + 1] * a[2 * t + 1];
-            if (!(ex * ex + ey * ey <= slack + size * 0x1p-14))
+            if (!(ex * ex + ey * ey <= slack + size * relative))
                 return false;
             signal[t % LANES] += size;
             noise[t % LANES] += ex * ex + ey * ey;

@@ -39,6 +39,7 @@ struct hc_quantiser {
     uint32_t *rank;          /* map of the window: rank of point (m, n) */
     int32_t stride, origin;  /* place of (m, n) in the map: origin + stride m + n */
     double cover2;           /* squared covering radius of a phase, weights */
+    double shrink;           /* hc_code's */
 };
 
 int hc_quantiser_new(const struct hc_code *code, const struct hc_lattice *l,
