@@ -1,5 +1,7 @@
 #include "codec/trellis.h"
 
+#include "codec/codec.h"
+
 #include <string.h>
 
 struct hc_taps hc_trellis_taps(unsigned nu)
