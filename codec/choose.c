@@ -8,6 +8,7 @@
 #include "codec/scan.h"
 #include "codec/trellis.h"
 #include "codec/work.h"
+#include "codec/zeromap.h"
 
 enum {
     CALIBRATIONS = 4, /* encodings of the samples, at most, until the step fits */
@@ -180,7 +181,7 @@ struct hc_code hc_rescale(const struct hc_code *code, double measured_db, double
 }
 
 /* The window with the smallest code for the first sample block. */
-static int choose_window(const struct hc_scan *scan, const struct hc_target *target,
+static int choose_window(const struct hc_scan *scan, const struct hc_target *target, bool zero_map,
                          struct hc_work *w, const struct samples *s, struct hc_code *best,
                          struct fit *best_fit)
 {
@@ -199,6 +200,7 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
         if (!(f.d > 0) || !isfinite(f.d))
             return -ERANGE;
         int rc = code_of(scan->dtype, target->nu, split, &f, &code);
+        code.t.zero_map = zero_map;
         if (rc == 0)
             rc = try_code(&code, w, s, 1, &stats, &bytes);
         if (rc)
@@ -213,6 +215,66 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
     return 0;
 }
 
+/* The calibrated code, with or without a zero map; its size on the samples. */
+static int choose_trajectory(const struct hc_scan *scan, const struct hc_target *target,
+                             bool zero_map, struct hc_work *w, const struct samples *s,
+                             struct hc_code *code, uint64_t *bytes)
+{
+    struct fit f = {0};
+    int rc = choose_window(scan, target, zero_map, w, s, code, &f);
+    return rc ? rc : calibrate(code, w, s, &f, target->sqnr_db, bytes);
+}
+
+/* What a scan of the samples without their zeros finds; NULL when out of memory. */
+static struct hc_scan *scan_without_zeros(enum hc_dtype dtype, const struct samples *s)
+{
+    struct hc_scan *dense = hc_scan_new(dtype);
+    uint8_t *map = malloc(HC_MAX_BLOCK_BYTES / 2), *values = malloc(HC_MAX_BLOCK_BYTES + HC_SLACK);
+    const size_t elem = hc_dtype_bits(dtype) / 8;
+
+    if (dense && map && values) {
+        for (unsigned b = 0; b < s->count; b++) {
+            size_t n = hc_zeromap_compact(map, values, s->block[b], s->len[b] / elem, dtype);
+            hc_scan_block(dense, values, n * elem);
+        }
+    } else {
+        hc_scan_free(dense);
+        dense = NULL;
+    }
+    free(map);
+    free(values);
+    return dense;
+}
+
+/* The smaller of the codes with and without a zero map; with it at any size from a share of zeros
+ * on that only pruning makes. */
+static int choose_lossy(const struct hc_scan *scan, const struct hc_target *target,
+                        struct hc_work *w, const struct samples *s, struct hc_code *code,
+                        uint64_t *bytes)
+{
+    const bool some = scan->zero_elements >= scan->elements / 256 + 1;
+    const bool many = scan->zero_elements >= scan->elements / 8;
+    struct hc_code mapped;
+    uint64_t mapped_bytes;
+    int rc = -ERANGE;
+
+    if (!many)
+        rc = choose_trajectory(scan, target, false, w, s, code, bytes);
+    if (rc == -ENOMEM || !some)
+        return rc;
+    struct hc_scan *dense = scan_without_zeros(scan->dtype, s);
+    if (!dense)
+        return -ENOMEM;
+    int rc_mapped = choose_trajectory(dense, target, true, w, s, &mapped, &mapped_bytes);
+    hc_scan_free(dense);
+    if (rc_mapped == 0 && (rc || mapped_bytes < *bytes)) {
+        *code = mapped;
+        *bytes = mapped_bytes;
+        rc = 0;
+    }
+    return rc_mapped == -ENOMEM ? rc_mapped : rc;
+}
+
 int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct hc_work *w,
               const uint8_t *const sample[], const size_t sample_len[], unsigned nsamples,
               struct hc_code *out)
@@ -221,7 +283,6 @@ int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct
     struct samples s = {sample, sample_len, nsamples, false};
     struct hc_block_stats stats;
     struct hc_code code;
-    struct fit f = {0};
     uint64_t bytes, lossless_bytes, sampled = 0;
 
     if (target->nu > HC_MAX_NU || !(target->sqnr_db >= HC_MIN_DB) ||
@@ -234,9 +295,7 @@ int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct
         sampled += sample_len[b];
     s.whole = sampled == scan->elements * (hc_dtype_bits(scan->dtype) / 8);
 
-    int rc = choose_window(scan, target, w, &s, &code, &f);
-    if (rc == 0)
-        rc = calibrate(&code, w, &s, &f, target->sqnr_db, &bytes);
+    int rc = choose_lossy(scan, target, w, &s, &code, &bytes);
     if (rc == -ENOMEM)
         return rc;
     if (rc) /* cannot be coded this way: stays lossless */

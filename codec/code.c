@@ -10,6 +10,7 @@
 #include "codec/lossless.h"
 #include "codec/trajectory.h"
 #include "codec/work.h"
+#include "codec/zeromap.h"
 
 enum {
     STEP_LEAST = 2048,
@@ -18,7 +19,10 @@ enum {
     STEP_MAX_EXPONENT = 1000,
     BYTES_RECORD = 0,
     PLANES_RECORD = 4,
-    TRAJECTORY_RECORD = 44
+    TRAJECTORY_RECORD = 48,
+    MAP_HEADER = 4,
+    MAP_LEVEL = 3,     /* zstd's */
+    MAP_AT = 256 << 10 /* place of a zero map in the work's bytes, beyond what a block takes */
 };
 
 double hc_step_value(struct hc_step s)
@@ -48,8 +52,10 @@ size_t hc_code_block_bytes(const struct hc_code *code)
 
 size_t hc_code_bound(const struct hc_code *code, size_t raw_len)
 {
-    return code->type == HC_CODE_TRAJECTORY ? hc_trajectory_bound(code, raw_len)
-                                            : hc_lossless_bound(raw_len);
+    if (code->type != HC_CODE_TRAJECTORY)
+        return hc_lossless_bound(raw_len);
+    size_t map = code->t.zero_map ? MAP_HEADER + hc_zeromap_bytes(raw_len) : 0;
+    return map + hc_trajectory_bound(code, raw_len);
 }
 
 struct hc_code hc_lossless(enum hc_dtype dtype, int level)
@@ -87,6 +93,8 @@ size_t hc_code_store(const struct hc_code *code, uint8_t *body)
     store16(body + 38, (uint16_t)t->step.exponent);
     store16(body + 40, 0); /* scan order: storage order */
     store16(body + 42, 0); /* row classes: none */
+    body[44] = t->zero_map;
+    memset(body + 45, 0, 3);
     return TRAJECTORY_RECORD;
 }
 
@@ -106,8 +114,11 @@ static int load_trajectory(const uint8_t *body, struct hc_code *code)
     t->npoints = load32(body + 32);
     t->step.mantissa = load16(body + 36);
     t->step.exponent = (int16_t)load16(body + 38);
-    if (load16(body + 40) != 0 || load16(body + 42) != 0)
+    t->zero_map = body[44];
+    if (load16(body + 40) != 0 || load16(body + 42) != 0 || t->zero_map > 1)
         return -ENOTSUP;
+    if (body[45] || body[46] || body[47])
+        return -EBADMSG;
     if (!hc_dtype_is_weight(code->dtype) || t->nu > HC_MAX_NU || t->split < 1 ||
         t->split > HC_MAX_SPLIT || t->g0 >> t->nu || t->g1 >> t->nu)
         return -EBADMSG;
@@ -194,6 +205,42 @@ size_t hc_decoder_memory(const struct hc_decoder *d)
     return sizeof *d + d->table.size;
 }
 
+/* A zero map, then the code of the elements that are not zero (nothing if all are). */
+static int decode_with_map(const struct hc_decoder *d, struct hc_work *w, const uint8_t *src,
+                           size_t src_len, uint8_t *dst, size_t raw_len)
+{
+    const size_t elem = hc_dtype_bits(d->code.dtype) / 8, n = raw_len / elem;
+    const size_t map_bytes = hc_zeromap_bytes(n);
+    uint8_t *map = w->bytes + MAP_AT;
+
+    int rc = hc_work_for_zero_maps(w);
+    if (rc)
+        return rc;
+    if (src_len < MAP_HEADER)
+        return -EBADMSG;
+    size_t stored = load32(src);
+    src += MAP_HEADER;
+    src_len -= MAP_HEADER;
+    if (stored > map_bytes || stored > src_len)
+        return -EBADMSG;
+    if (stored == map_bytes)
+        memcpy(map, src, map_bytes);
+    else if (hc_expand(w, map, map_bytes, src, stored))
+        return -EBADMSG;
+    if (n % 8 && map[map_bytes - 1] >> n % 8)
+        return -EBADMSG;
+    src += stored;
+    src_len -= stored;
+    size_t kept = hc_zeromap_count(map, n);
+    if (kept)
+        rc = hc_trajectory_decode(&d->code, &d->table, w, src, src_len, w->dense, kept * elem);
+    else if (src_len)
+        rc = -EBADMSG;
+    if (rc == 0)
+        hc_zeromap_expand(dst, map, w->dense, n, d->code.dtype);
+    return rc;
+}
+
 int hc_decode(const struct hc_decoder *d, struct hc_work *w, const uint8_t *src, size_t src_len,
               uint8_t *dst, size_t raw_len)
 {
@@ -203,6 +250,8 @@ int hc_decode(const struct hc_decoder *d, struct hc_work *w, const uint8_t *src,
         return hc_lossless_decode(&d->code, w, src, src_len, dst, raw_len);
     if (raw_len % (hc_dtype_bits(d->code.dtype) / 8))
         return -EINVAL;
+    if (d->code.t.zero_map)
+        return decode_with_map(d, w, src, src_len, dst, raw_len);
     return hc_trajectory_decode(&d->code, &d->table, w, src, src_len, dst, raw_len);
 }
 
@@ -244,6 +293,78 @@ void hc_encoder_free(struct hc_encoder *e)
     free(e);
 }
 
+static bool all_zero(const uint8_t *p, size_t n)
+{
+    while (n > 0 && p[n - 1] == 0)
+        n--;
+    return n == 0;
+}
+
+static int encode_lossless(const struct hc_encoder *e, struct hc_work *w, const uint8_t *src,
+                           size_t raw_len, uint8_t *dst, size_t *dst_len, uint8_t *decoded,
+                           struct hc_block_stats *s)
+{
+    *dst_len = hc_lossless_encode(&e->code, w, src, raw_len, dst);
+    s->exact = raw_len / hc_plane_width(&e->code);
+    int rc = hc_decode(e->decoder, w, dst, *dst_len, decoded, raw_len);
+    if (rc)
+        return rc;
+    return memcmp(src, decoded, raw_len) == 0 ? 0 : -EIO;
+}
+
+static int encode_trajectory(const struct hc_encoder *e, struct hc_work *w, const uint8_t *src,
+                             size_t raw_len, uint8_t *dst, size_t *dst_len, uint8_t *decoded,
+                             struct hc_block_stats *s)
+{
+    *dst_len = hc_trajectory_encode(&e->code, &e->q, w, src, raw_len, dst);
+    int rc = hc_decode(e->decoder, w, dst, *dst_len, decoded, raw_len);
+    if (rc)
+        return rc;
+    return hc_trajectory_measure(&e->code, &e->q, w, src, decoded, raw_len, s) ? 0 : -EIO;
+}
+
+/* Random zeros want the bare entropy code, zeros in rows want matches. */
+static size_t compress_map(struct hc_work *w, uint8_t *dst, const uint8_t *map, size_t n)
+{
+    size_t literals = hc_compress_literals(w, dst, map, n);
+    size_t matches = hc_compress_full(w, w->e.trial, map, n, MAP_LEVEL);
+    if (matches && (!literals || matches < literals)) {
+        memcpy(dst, w->e.trial, matches);
+        return matches;
+    }
+    if (!literals)
+        memcpy(dst, map, n);
+    return literals ? literals : n;
+}
+
+static int encode_with_map(const struct hc_encoder *e, struct hc_work *w, const uint8_t *src,
+                           size_t raw_len, uint8_t *dst, size_t *dst_len, uint8_t *decoded,
+                           struct hc_block_stats *s)
+{
+    const size_t elem = hc_dtype_bits(e->code.dtype) / 8, n = raw_len / elem;
+    const size_t map_bytes = hc_zeromap_bytes(n);
+    uint8_t *map = w->bytes + MAP_AT, *at = dst + MAP_HEADER;
+
+    size_t kept = hc_zeromap_compact(map, w->e.compact, src, n, e->code.dtype);
+    size_t stored = compress_map(w, at, map, map_bytes);
+    store32(dst, (uint32_t)stored);
+    at += stored;
+    if (kept)
+        at += hc_trajectory_encode(&e->code, &e->q, w, w->e.compact, kept * elem, at);
+    *dst_len = (size_t)(at - dst);
+    int rc = hc_decode(e->decoder, w, dst, *dst_len, decoded, raw_len);
+    if (rc)
+        return rc;
+    /* The decoder's map is the encoder's, so that w->dense is what compact came back as. */
+    if (kept && !hc_trajectory_measure(&e->code, &e->q, w, w->e.compact, w->dense, kept * elem, s))
+        return -EIO;
+    for (size_t i = 0; i < n; i++)
+        if (!(map[i / 8] >> i % 8 & 1) && !all_zero(decoded + i * elem, elem))
+            return -EIO;
+    s->exact += n - kept;
+    return 0;
+}
+
 int hc_encode(const struct hc_encoder *e, struct hc_work *w, const uint8_t *src, size_t raw_len,
               uint8_t *dst, size_t *dst_len, uint8_t *decoded, struct hc_block_stats *stats)
 {
@@ -252,26 +373,19 @@ int hc_encode(const struct hc_encoder *e, struct hc_work *w, const uint8_t *src,
 
     if (raw_len == 0 || raw_len > hc_code_block_bytes(code))
         return -EINVAL;
+    if (code->type == HC_CODE_TRAJECTORY && raw_len % (hc_dtype_bits(code->dtype) / 8))
+        return -EINVAL;
     int rc = hc_work_for_encoding(w, code->t.nu);
     if (rc)
         return rc;
     if (!decoded)
         decoded = w->e.decoded;
     memset(s, 0, sizeof *s);
-    if (code->type == HC_CODE_TRAJECTORY) {
-        if (raw_len % (hc_dtype_bits(code->dtype) / 8))
-            return -EINVAL;
-        *dst_len = hc_trajectory_encode(code, &e->q, w, src, raw_len, dst);
-    } else {
-        *dst_len = hc_lossless_encode(code, w, src, raw_len, dst);
-        s->exact = raw_len / hc_plane_width(code);
-    }
-    rc = hc_decode(e->decoder, w, dst, *dst_len, decoded, raw_len);
-    if (rc)
-        return rc;
-    if (code->type == HC_CODE_TRAJECTORY)
-        return hc_trajectory_measure(code, &e->q, w, src, decoded, raw_len, s) ? 0 : -EIO;
-    return memcmp(src, decoded, raw_len) == 0 ? 0 : -EIO;
+    if (code->type != HC_CODE_TRAJECTORY)
+        return encode_lossless(e, w, src, raw_len, dst, dst_len, decoded, s);
+    if (code->t.zero_map)
+        return encode_with_map(e, w, src, raw_len, dst, dst_len, decoded, s);
+    return encode_trajectory(e, w, src, raw_len, dst, dst_len, decoded, s);
 }
 
 void hc_block_stats_add(struct hc_block_stats *sum, const struct hc_block_stats *b)

@@ -65,9 +65,10 @@ struct hc_trajectory {
     int32_t b2[2];    /*   |det(b1, b2)| = U */
     uint32_t npoints; /* I: points used of each phase, 1 .. 65536 */
     struct hc_step step;
-    uint8_t nu;      /* 0 (no trellis) .. HC_MAX_NU */
-    uint8_t split;   /* s, 1 .. HC_MAX_SPLIT: low s-1 bits of a rank are stored raw */
-    uint16_t g0, g1; /* taps, below 2^nu */
+    uint8_t nu;       /* 0 (no trellis) .. HC_MAX_NU */
+    uint8_t split;    /* s, 1 .. HC_MAX_SPLIT: low s-1 bits of a rank are stored raw */
+    uint16_t g0, g1;  /* taps, below 2^nu */
+    uint8_t zero_map; /* 1: zeros are stored in a map (codec/zeromap.h), the others coded */
 };
 
 struct hc_code {

@@ -83,6 +83,8 @@ void hc_scan_block(struct hc_scan *s, const uint8_t *raw, size_t raw_len)
     for (size_t from = 0; from < n; from += CHUNK) {
         size_t k = n - from < CHUNK ? n - from : CHUNK;
         hc_weights_load(v, raw + from * elem, k, s->dtype);
+        for (size_t t = 0; t < k; t++)
+            s->zero_elements += v[t] == 0;
         for (size_t t = 0; t + 2 <= k; t += 2)
             add_pair(s, v[t], v[t + 1]);
     }

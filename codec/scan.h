@@ -16,6 +16,7 @@ struct hc_scan_bin {
 struct hc_scan {
     enum hc_dtype dtype;
     uint64_t elements;
+    uint64_t zero_elements;
     uint64_t not_finite;    /* pairs */
     uint64_t zero;          /* pairs of two zeros */
     unsigned distinct;      /* patterns in `seen`, HC_SCAN_DISTINCT + 1: more */

@@ -1,8 +1,8 @@
 #include "codec/trellis.h"
 
-#include "codec/codec.h"
-
 #include <string.h>
+
+#include "codec/codec.h"
 
 struct hc_taps hc_trellis_taps(unsigned nu)
 {

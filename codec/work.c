@@ -78,6 +78,8 @@ void hc_work_free(struct hc_work *w)
     free(w->e.outside);
     free(w->e.decoded);
     free(w->e.trial);
+    free(w->e.compact);
+    free(w->dense);
     free(w);
 }
 
@@ -87,6 +89,11 @@ static bool make(void *pointer, size_t bytes)
     if (!*p)
         *p = calloc(1, bytes + HC_SLACK);
     return *p != NULL;
+}
+
+int hc_work_for_zero_maps(struct hc_work *w)
+{
+    return make(&w->dense, HC_MAX_BLOCK_BYTES) ? 0 : -ENOMEM;
 }
 
 int hc_work_for_encoding(struct hc_work *w, unsigned nu)
@@ -107,7 +114,7 @@ int hc_work_for_encoding(struct hc_work *w, unsigned nu)
                    make(&e->metric, 2 * n * sizeof *e->metric) &&
                    make(&e->rank, n * sizeof *e->rank) && make(&e->phase, n) && make(&e->path, n) &&
                    make(&e->outside, n) && make(&e->decoded, HC_MAX_BLOCK_BYTES) &&
-                   make(&e->trial, 2 * HC_MAX_BLOCK_BYTES)
+                   make(&e->trial, HC_MAX_BLOCK_BYTES) && make(&e->compact, HC_MAX_BLOCK_BYTES)
                ? 0
                : -ENOMEM;
 }

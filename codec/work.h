@@ -26,7 +26,8 @@ struct hc_encode_buffers {
     uint8_t *phase, *path; /* c0 + 2 c1; b: n each */
     uint8_t *outside;      /* 1: the pair is stored exactly: n */
     uint8_t *decoded;      /* a block decoded again: HC_MAX_BLOCK_BYTES + slack */
-    uint8_t *trial;        /* a coded block, for hc_choose */
+    uint8_t *trial;        /* a compressed plane */
+    uint8_t *compact;      /* elements of the source that are not zero */
 };
 
 struct hc_work {
@@ -37,8 +38,12 @@ struct hc_work {
     ZSTD_DCtx *expand;
     uint8_t *bytes;   /* planes or the high bytes of ranks: HC_MAX_BLOCK_BYTES + slack */
     uint64_t *planes; /* path bits and the planes of c0, c1: 3 * (65,536 / 64 + slack) */
+    uint8_t *dense;   /* elements of a block that are not zero; made on first use */
     struct hc_encode_buffers e;
 };
+
+/* Makes w->dense. 0 or -ENOMEM. */
+int hc_work_for_zero_maps(struct hc_work *w);
 
 /* Makes the encoder's buffers, with room for a trellis of nu bits. 0 or -ENOMEM. */
 int hc_work_for_encoding(struct hc_work *w, unsigned nu);

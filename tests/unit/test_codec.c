@@ -621,6 +621,52 @@ static void test_outlier_does_not_set_the_step(void **unused)
     free(out);
 }
 
+/* A pruned tensor keeps its zeros, and its size is what entropy says within 5 %: H(p) + (1-p)
+ * times the bits of the others. */
+static void test_pruned_tensors(void **unused)
+{
+    (void)unused;
+    enum { N = 131072 };
+    for (int k = 0; k < 4; k++)
+        for (int percent = 50; percent <= 90; percent += 20) {
+            enum hc_dtype t = weight_types[k];
+            const size_t e = elem_size(t), zero_count = (size_t)N * (unsigned)percent / 100;
+            uint8_t *raw = weights(t, N, 0.02), *full = weights(t, N, 0.02);
+            uint8_t *out = malloc(N * e + 1);
+            struct hc_block_stats s;
+            size_t zeros = 0;
+            while (zeros < zero_count) {
+                uint8_t *at = raw + random64() % N * e;
+                double v;
+                hc_weights_load(&v, at, 1, t);
+                if (v == 0)
+                    continue;
+                hc_weight_store(at, v < 0 ? -0.0 : 0.0, t); /* as a product with a mask */
+                zeros++;
+            }
+            struct hc_code code = chosen(t, raw, N, 23), dense = chosen(t, full, N, 23);
+            assert_int_equal(code.type, HC_CODE_TRAJECTORY);
+            assert_int_equal(code.t.zero_map, 1);
+            assert_int_equal(dense.t.zero_map, 0);
+            size_t full_size = both_ways(&dense, full, N * e, out, &s);
+            size_t size = both_ways(&code, raw, N * e, out, &s);
+            for (size_t i = 0; i < N; i++) {
+                double a, b;
+                hc_weights_load(&a, raw + i * e, 1, t);
+                hc_weights_load(&b, out + i * e, 1, t);
+                assert_true(a != 0 || (b == 0 && !signbit(b)));
+            }
+            assert_true(fabs(hc_sqnr_db(&s) - 23) < 0.05);
+            double p = (double)zeros / N, h = -p * log2(p) - (1 - p) * log2(1 - p);
+            double bits = (double)size * 8 / N, ideal = h + (1 - p) * (double)full_size * 8 / N;
+            if (bits > 1.05 * ideal)
+                fail_msg("%d %% zeros: %.3f bits, entropy %.3f", percent, bits, ideal);
+            free(raw);
+            free(full);
+            free(out);
+        }
+}
+
 /* ---- records and damaged blocks ---- */
 
 static void test_records(void **unused)
@@ -665,8 +711,9 @@ static void test_damaged_blocks(void **unused)
     enum { N = 3001 };
     struct hc_code codes[] = {trajectory_code(HC_BF16, 8, 3, 0.2),
                               trajectory_code(HC_F32, 0, 2, 0.2), hc_lossless(HC_BF16, 3),
-                              hc_lossless(HC_DTYPE_NONE, 3)};
-    for (int k = 0; k < 4; k++) {
+                              hc_lossless(HC_DTYPE_NONE, 3), trajectory_code(HC_F16, 8, 3, 0.2)};
+    codes[4].t.zero_map = 1;
+    for (int k = 0; k < 5; k++) {
         enum hc_dtype t = codes[k].dtype ? codes[k].dtype : HC_BF16;
         size_t len = N * elem_size(t), size;
         uint8_t *raw = weights(t, N, 1), *block = malloc(hc_code_bound(&codes[k], len));
@@ -674,6 +721,8 @@ static void test_damaged_blocks(void **unused)
         struct hc_decoder *d;
         struct hc_work *w[2] = {hc_work_new(HC_ISA_PORTABLE), hc_work_new(HC_ISA_AVX2)};
         hc_weight_store(raw + 77 * elem_size(t), 1e4, t);
+        for (int i = 0; i < 1000; i++) /* for the zero map */
+            hc_weight_store(raw + random64() % N * elem_size(t), 0, t);
         assert_int_equal(hc_encoder_new(&codes[k], &e), 0);
         assert_int_equal(hc_decoder_new(&codes[k], &d), 0);
         assert_int_equal(hc_encode(e, w[0], raw, len, block, &size, NULL, NULL), 0);
@@ -725,6 +774,7 @@ int main(void)
         cmocka_unit_test_setup(test_chosen_code_reaches_its_target, seed),
         cmocka_unit_test_setup(test_hopeless_tensors_stay_lossless, seed),
         cmocka_unit_test_setup(test_outlier_does_not_set_the_step, seed),
+        cmocka_unit_test_setup(test_pruned_tensors, seed),
         cmocka_unit_test_setup(test_records, seed),
         cmocka_unit_test(test_step_has_twelve_bits),
         cmocka_unit_test_setup(test_damaged_blocks, seed),
