@@ -12,7 +12,8 @@
 
 enum {
     CALIBRATIONS = 4, /* encodings of the samples, at most, until the step fits */
-    SPLIT_TRIALS = 3, /* window sizes tried on one sample block */
+    SPLIT_TRIALS = 3, /* window sizes tried on one sample block, */
+    TRIAL_NU = 4,     /*   with a small trellis: the ranks are distributed alike */
     ROUNDS = 64       /* of the iteration between window and root mean square */
 };
 
@@ -166,9 +167,9 @@ static int calibrate(struct hc_code *code, struct hc_work *w, const struct sampl
         double miss = measured - sqnr_db;
         if (!isfinite(miss))
             return -ERANGE;
-        if ((miss > -0.004 && miss < 0.02) || k == CALIBRATIONS - 1)
+        if ((miss > -0.01 && miss < 0.03) || k == CALIBRATIONS - 1)
             return 0;
-        *code = hc_rescale(code, measured, sqnr_db + 0.004);
+        *code = hc_rescale(code, measured, sqnr_db + 0.005);
     }
     return 0;
 }
@@ -199,10 +200,13 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
             continue;
         if (!(f.d > 0) || !isfinite(f.d))
             return -ERANGE;
-        int rc = code_of(scan->dtype, target->nu, split, &f, &code);
+        int rc = code_of(scan->dtype, TRIAL_NU, split, &f, &code);
         code.t.zero_map = zero_map;
         if (rc == 0)
             rc = try_code(&code, w, s, 1, &stats, &bytes);
+        if (rc == 0)
+            rc = code_of(scan->dtype, target->nu, split, &f, &code);
+        code.t.zero_map = zero_map;
         if (rc)
             return rc;
         trials++;

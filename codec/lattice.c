@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef int64_t vec[2];
 
@@ -132,12 +133,6 @@ struct candidate {
 };
 enum { THETA_BITS = 20 };
 
-static int by_key(const void *a, const void *b)
-{
-    uint64_t x = ((const struct candidate *)a)->key, y = ((const struct candidate *)b)->key;
-    return (x > y) - (x < y);
-}
-
 static uint64_t key_of(const struct hc_trajectory *t, struct hc_point p)
 {
     const int64_t u = t->points;
@@ -177,6 +172,29 @@ static size_t enumerate(const struct hc_trajectory *t, unsigned k, double radius
     return count;
 }
 
+/* Sorts by key. Squared distances of lattice points are spread evenly, so that a bucket for
+ * each point's expected place leaves little to sort; least[] has count + 1 places. */
+static void sort_by_key(struct candidate *to, const struct candidate *from, size_t count,
+                        uint64_t most, uint32_t *least)
+{
+    const double scale = (double)count / ((double)most + 1);
+
+    memset(least, 0, (count + 1) * sizeof *least);
+    for (size_t i = 0; i < count; i++)
+        least[(size_t)((double)(from[i].key >> THETA_BITS) * scale) + 1]++;
+    for (size_t b = 1; b <= count; b++)
+        least[b] += least[b - 1];
+    for (size_t i = 0; i < count; i++)
+        to[least[(size_t)((double)(from[i].key >> THETA_BITS) * scale)]++] = from[i];
+    for (size_t i = 1; i < count; i++) {
+        struct candidate c = to[i];
+        size_t k = i;
+        for (; k > 0 && to[k - 1].key > c.key; k--)
+            to[k] = to[k - 1];
+        to[k] = c;
+    }
+}
+
 /* Ranks phase k; lowers *reach to the squared distance of the first point that has no rank. */
 static int rank_phase(const struct hc_trajectory *t, unsigned k, double radius,
                       struct hc_lattice *l, double *reach)
@@ -184,14 +202,19 @@ static int rank_phase(const struct hc_trajectory *t, unsigned k, double radius,
     size_t count = enumerate(t, k, radius, NULL);
     if (count <= l->npoints)
         return -EINVAL;
-    struct candidate *c = malloc(count * sizeof *c);
+    struct candidate *found = malloc(count * sizeof *found), *c = malloc(count * sizeof *c);
+    uint32_t *least = malloc((count + 1) * sizeof *least);
     l->point[k] = malloc(l->npoints * sizeof *l->point[k]);
-    if (!c || !l->point[k]) {
+    if (!found || !c || !least || !l->point[k]) {
+        free(found);
+        free(least);
         free(c);
         return -ENOMEM;
     }
-    enumerate(t, k, radius, c);
-    qsort(c, count, sizeof *c, by_key);
+    enumerate(t, k, radius, found);
+    sort_by_key(c, found, count, (uint64_t)(radius * radius) + 1, least);
+    free(found);
+    free(least);
     for (uint32_t i = 0; i < l->npoints; i++)
         l->point[k][i] = c[i].p;
     uint64_t last = c[l->npoints - 1].key >> THETA_BITS, next = c[l->npoints].key >> THETA_BITS;

@@ -365,7 +365,8 @@ bool hc_trajectory_measure(const struct hc_code *code, const struct hc_quantiser
                 return false;
             signal[t % LANES] += size;
             noise[t % LANES] += ex * ex + ey * ey;
-            stats->max_error = fmax(stats->max_error, fmax(fabs(ex), fabs(ey)));
+            double largest = fabs(ex) > fabs(ey) ? fabs(ex) : fabs(ey);
+            stats->max_error = largest > stats->max_error ? largest : stats->max_error;
         }
     }
     for (int k = 0; k < LANES; k++) {

@@ -54,7 +54,8 @@ int hfs_writer_segment(struct hfs_writer *w, const struct hfs_segment *seg, uint
 uint64_t hfs_writer_segments(const struct hfs_writer *w); /* segments so far */
 
 /* Inodes are added in table order (root first, directories before what they contain). For a link
- * `target` has size bytes; first and count of a directory are set by hfs_writer_entries. */
+ * `target` has size bytes; first and count of a directory are set by hfs_writer_entries, nlink
+ * and parent of all by hfs_writer_finish. */
 int hfs_writer_inode(struct hfs_writer *w, const struct hfs_inode *ino, const char *target,
                      uint32_t *number, struct hfs_error *err);
 /* Replaces size, first, count, mode ... of an inode added before (a link's target excepted). */
@@ -67,7 +68,8 @@ int hfs_writer_tensor(struct hfs_writer *w, const struct hfs_tensor *t, struct h
 int hfs_writer_meta(struct hfs_writer *w, const char *key, const char *value,
                     struct hfs_error *err);
 
-/* Writes index, sections, directory and superblocks, and syncs. *image_size may be NULL. */
+/* Writes index, sections, directory and superblocks, and syncs. *image_size may be NULL. Tables
+ * that hfs_image_open or hfs_image_tensors would refuse are refused here. */
 int hfs_writer_finish(struct hfs_writer *w, uint64_t *image_size, struct hfs_error *err);
 /* Renames onto the target, syncs the directory, frees the writer (also on error). */
 int hfs_writer_commit(struct hfs_writer *w, struct hfs_error *err);
