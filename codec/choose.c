@@ -21,6 +21,9 @@ enum {
  * enough to be worth a trial. */
 static const double outside_cost = 0.03;
 
+/* dB, by which sample blocks that are not the whole tensor may correct the step. */
+static const double sample_trust = 1.0;
+
 struct samples {
     const uint8_t *const *block;
     const size_t *len;
@@ -169,7 +172,13 @@ static int calibrate(struct hc_code *code, struct hc_work *w, const struct sampl
             return -ERANGE;
         if ((miss > -0.01 && miss < 0.03) || k == CALIBRATIONS - 1)
             return 0;
+        /* A few blocks may be unlike the others (rows of an embedding that were never trained):
+         * they may not lead far away from what the formula says. */
+        if (!s->whole && fabs(miss) > sample_trust)
+            measured = sqnr_db + copysign(sample_trust, miss);
         *code = hc_rescale(code, measured, sqnr_db + 0.005);
+        if (!s->whole && fabs(miss) > sample_trust)
+            return 0;
     }
     return 0;
 }

@@ -1,0 +1,49 @@
+/* The command line of mkhyperfs.
+ *
+ * mk_options_parse fills the structure once, before any thread is started; afterwards it is
+ * read only. Strings point into argv.
+ */
+#ifndef HYPERFS_MKHYPERFS_OPTIONS_H
+#define HYPERFS_MKHYPERFS_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "codec/codec.h"
+
+enum { MK_MAX_JOBS = 1024 };
+
+/* --rule 'GLOB=DB|lossless' */
+struct mk_rule {
+    char *glob; /* of tensor names, fnmatch(3) */
+    bool lossless;
+    double db;        /* unless lossless */
+    const char *text; /* as given */
+};
+
+struct mk_options {
+    const char *source, *image; /* image: NULL only with dry_run */
+    bool quiet, verbose, force, dry_run, json;
+    bool lossless;       /* --lossless: no tensor with loss */
+    const char *quality; /* as given, or the default preset */
+    double db;           /* what quality means */
+    unsigned nu;
+    struct mk_rule *rules;
+    size_t nrules;
+    char **excludes; /* globs without trailing slashes */
+    size_t nexcludes;
+    bool set_mtime;   /* --mtime: every mtime becomes `mtime` */
+    bool clamp_mtime; /* SOURCE_DATE_EPOCH: later ones do */
+    int64_t mtime;
+    bool verify, keep_broken, skip_special;
+    unsigned jobs;
+    enum hc_isa isa;
+};
+
+/* Returns 0; 2 after a usage error, which it has printed; -1 if there is nothing left to do
+ * (--help, --version), -ENOMEM. */
+int mk_options_parse(struct mk_options *opt, int argc, char **argv);
+void mk_options_free(struct mk_options *opt);
+
+#endif

@@ -1,0 +1,58 @@
+/* What is stored of each file, and how: the first phase.
+ *
+ * mk_plan_make reads the headers of safetensors files, finds files of equal content, asks the
+ * policy about every tensor, and reads each tensor that is to lose something once, on the
+ * worker threads, to choose its code. The encoder then works through the items in order.
+ */
+#ifndef HYPERFS_MKHYPERFS_PLAN_H
+#define HYPERFS_MKHYPERFS_PLAN_H
+
+#include "mkhyperfs/policy.h"
+#include "mkhyperfs/safetensors.h"
+#include "mkhyperfs/source.h"
+
+/* zstd's level for plain bytes, in blocks of 256 KiB: on tokenizers, prose and Python sources it is
+ * within 7 % of level 19, and four times as fast as level 12; on raw weights no level pays. */
+enum { MK_ZSTD_LEVEL = 9 };
+
+/* One segment of a file. */
+struct mk_item {
+    const struct mk_file *file;
+    uint64_t offset, length;
+    const struct st_tensor *tensor; /* NULL: plain bytes */
+    struct mk_decision decision;    /* of a tensor; lossy also where hc_choose says no */
+    struct hc_code code;
+    uint64_t estimate; /* bytes in the image, --dry-run only */
+
+    /* Set by the encoder. */
+    uint64_t first_block, blocks, stored;
+    uint64_t segment; /* number in the image */
+    uint32_t code_number;
+    struct hc_block_stats stats;
+    double sqnr_db;
+};
+
+/* Of a file. */
+struct mk_plan {
+    bool safetensors;        /* cut at its tensors */
+    struct st_header header; /* if so */
+    struct mk_item *items;
+    size_t nitems;
+    const struct mk_file *same; /* an earlier file with the same content and decisions, whose
+                                   segments this one shares; or NULL */
+};
+
+int mk_plan_make(const struct mk_options *opt, struct mk_source *src, struct hfs_error *err);
+void mk_plan_free(struct mk_source *src); /* all plans */
+
+/* Sets plan->same of every file that equals an earlier one (same.c). Used by mk_plan_make. */
+int mk_find_same(struct mk_source *src, struct hfs_error *err);
+/* Chooses the codes of tensors that are to lose something (plan_codes.c), likewise. */
+int mk_choose_codes(const struct mk_options *opt, struct mk_source *src, struct hfs_error *err);
+
+static inline bool mk_item_is_lossy(const struct mk_item *it)
+{
+    return it->code.type == HC_CODE_TRAJECTORY;
+}
+
+#endif

@@ -1,0 +1,55 @@
+/* Which tensors are stored with loss, and how exactly.
+ *
+ * A tensor is eligible if it is made of F16, BF16, F32 or F64, has two dimensions or more and at
+ * least MK_MIN_ELEMENTS elements. Of the eligible ones some had better be kept (the tables in
+ * policy.c): what belongs to a quantised model, optimiser states, masks. The user's rules
+ * stand above those tables. Tensors of few distinct values are found later, by hc_choose.
+ *
+ * Use: new; note every header of the source; then decide. One thread.
+ */
+#ifndef HYPERFS_MKHYPERFS_POLICY_H
+#define HYPERFS_MKHYPERFS_POLICY_H
+
+#include <stdbool.h>
+
+#include "fs/error.h"
+#include "mkhyperfs/options.h"
+#include "mkhyperfs/safetensors.h"
+
+enum { MK_MIN_ELEMENTS = 4096 };
+
+struct mk_policy;
+
+struct mk_decision {
+    bool lossy;
+    bool eligible;
+    double db;       /* if lossy */
+    const char *why; /* unless lossy: why every bit is kept, for "kept exactly: ..." */
+};
+
+/* Where a tensor's file stands. */
+struct mk_place {
+    const char *path; /* below SOURCE: "a/model.safetensors" */
+    const char *kept; /* from mk_policy_file */
+};
+
+int mk_policy_new(const struct mk_options *opt, struct mk_policy **out);
+void mk_policy_free(struct mk_policy *p); /* NULL is allowed */
+
+/* Remembers the integer and FP8 tensors of the file `path` (below SOURCE): a module's weights and
+ * its scales may lie in two files of one directory. -ENOMEM. */
+int mk_policy_note(struct mk_policy *p, const char *path, const struct st_header *h);
+
+/* Why all tensors of the file root/path are kept, by its name or because a config.json or its
+ * like says that the model in its directory is quantised: *why is static, or NULL. A config
+ * that cannot be read or is no JSON says nothing. -ENOMEM. */
+int mk_policy_file(const char *root, const char *path, const char **why);
+
+/* -ENOMEM. */
+int mk_policy_decide(struct mk_policy *p, const struct mk_place *place, const struct st_tensor *t,
+                     struct mk_decision *out);
+
+/* Warns of rules that did nothing. */
+void mk_policy_report(const struct mk_policy *p);
+
+#endif
