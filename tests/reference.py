@@ -41,7 +41,8 @@ def float_bytes(value, dtype):
     digits, least, exponent_bits = FLOATS[dtype]
     size = BYTES_OF[dtype]
     sign, value = (1, -value) if value < 0 else (0, value)
-    exponent = least
+    bits = value.numerator.bit_length() - value.denominator.bit_length()
+    exponent = max(least, bits - 1) if value else least
     while value >= Fraction(2) ** (exponent + 1):
         exponent += 1
     scaled = value / Fraction(2) ** (exponent - digits)  # an integer of digits + 1 bits
@@ -72,17 +73,13 @@ class Trajectory:
     def rank(self, phase):
         """The first I points of a phase by distance, ties by theta."""
         found = []
-        u, reach = self.u, 2
-        # A box of m and n that holds the disc of I points; grown until it surely does.
-        while (2 * reach + 1) ** 2 < 12 * self.i:
-            reach += 1
-        for m in range(-reach * 2, reach * 2 + 1):
-            for n in range(-reach * 2, reach * 2 + 1):
-                if (m % 2) + 2 * (n % 2) != phase:
-                    continue
+        # With a near-hexagonal basis the disc of I points reaches to about 1.21 sqrt(I) in m and n.
+        reach = int(1.3 * self.i ** 0.5) // 2 * 2 + 4
+        for m in range(phase % 2 - reach, reach, 2):
+            for n in range(phase // 2 - reach, reach, 2):
                 x = m * self.b1[0] + n * self.b2[0]
                 y = m * self.b1[1] + n * self.b2[1]
-                theta = (x - (m % 2) * self.b1[0] - (n % 2) * self.b2[0]) // 2 % u
+                theta = (x - (m % 2) * self.b1[0] - (n % 2) * self.b2[0]) // 2 % self.u
                 found.append((x * x + y * y, theta, x, y))
         found.sort()
         return [(x, y) for _, _, x, y in found[:self.i]]

@@ -16,23 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import mounted, run
-from weights import read_tensors, sqnr_db, values
+from weights import header, read_tensors, sqnr_db, values, write_model
 
 NOBODY = 65534
-
-
-def header(text):
-    return struct.pack("<Q", len(text)) + text
-
-
-def write_model(path, tensors, metadata=None):
-    """tensors: name -> (dtype, shape, bytes)"""
-    about, offset = {"__metadata__": metadata} if metadata else {}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        about[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
-    path.write_bytes(header(json.dumps(about).encode())
-                     + b"".join(data for _, _, data in tensors.values()))
 
 
 def gaussian(count, seed=0, kind="<f4"):
