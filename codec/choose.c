@@ -12,7 +12,7 @@
 
 enum {
     CALIBRATIONS = 4, /* encodings of the samples, at most, until the step fits */
-    SPLIT_TRIALS = 3, /* window sizes tried on one sample block, */
+    SPLIT_TRIALS = 3, /* window sizes tried, */
     TRIAL_NU = 4,     /*   with a small trellis: the ranks are distributed alike */
     ROUNDS = 64       /* of the iteration between window and root mean square */
 };
@@ -42,9 +42,9 @@ struct fit {
 static double median_square(const struct hc_scan *s)
 {
     uint64_t total = 0, below = 0;
-    for (unsigned b = 0; b < HC_SCAN_BINS; b++)
+    for (unsigned b = 1; b < HC_SCAN_FINITE; b++)
         total += s->bin[b].count;
-    for (unsigned b = 0; b < HC_SCAN_BINS; b++) {
+    for (unsigned b = 1; b < HC_SCAN_FINITE; b++) {
         below += s->bin[b].count;
         if (below > total / 2)
             return hc_scan_edge(b);
@@ -58,16 +58,16 @@ static struct fit fit_window(const struct hc_scan *s, double sqnr_db, double mse
 {
     struct fit f = {.mean_square = median_square(s) / 1.386};
     const double noise = pow(10, -sqnr_db / 10) / mse;
-    uint64_t total = s->zero + s->not_finite;
+    uint64_t total = hc_scan_outside(s);
 
-    for (unsigned b = 0; b < HC_SCAN_BINS; b++)
+    for (unsigned b = 0; b < HC_SCAN_FINITE; b++)
         total += s->bin[b].count;
     for (int round = 0; round < ROUNDS; round++) {
         double before = f.mean_square, energy = 0;
-        uint64_t carried = s->zero;
+        uint64_t carried = s->bin[0].count;
         f.d = sqrt(before * noise);
         double window2 = reach * reach * f.d * f.d;
-        for (unsigned b = 0; b < HC_SCAN_BINS && hc_scan_edge(b + 1) <= window2; b++) {
+        for (unsigned b = 1; b < HC_SCAN_FINITE && hc_scan_edge(b + 1) <= window2; b++) {
             carried += s->bin[b].count;
             energy += hc_scan_energy(s, b);
         }
@@ -190,7 +190,7 @@ struct hc_code hc_rescale(const struct hc_code *code, double measured_db, double
     return c;
 }
 
-/* The window with the smallest code for the first sample block. */
+/* The window with the smallest code for the samples. */
 static int choose_window(const struct hc_scan *scan, const struct hc_target *target, bool zero_map,
                          struct hc_work *w, const struct samples *s, struct hc_code *best,
                          struct fit *best_fit)
@@ -212,7 +212,7 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
         int rc = code_of(scan->dtype, TRIAL_NU, split, &f, &code);
         code.t.zero_map = zero_map;
         if (rc == 0)
-            rc = try_code(&code, w, s, 1, &stats, &bytes);
+            rc = try_code(&code, w, s, s->count, &stats, &bytes);
         if (rc == 0)
             rc = code_of(scan->dtype, target->nu, split, &f, &code);
         code.t.zero_map = zero_map;

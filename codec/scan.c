@@ -9,6 +9,8 @@
 
 /* A double's exponent and leading three mantissa bits are the bin; the next 20 are summed. */
 enum { BIN_SHIFT = 49, MANTISSA_SHIFT = 29, CHUNK = 1024 };
+/* A count of at most 2^19 pairs above a sum of at most 2^19 mantissas of 20 bits. */
+enum { RUN = 1 << 20, RUN_COUNT_SHIFT = 40 };
 
 struct hc_scan *hc_scan_new(enum hc_dtype dtype)
 {
@@ -53,23 +55,48 @@ static void see_patterns(struct hc_scan *s, const uint8_t *raw, size_t n, size_t
     }
 }
 
-static void add_pair(struct hc_scan *s, double a, double b)
+/* Zeros of either sign among at most CHUNK elements; counted in the elements' own width, which
+ * the compiler turns into vectors. */
+static unsigned count_zeros(const uint8_t *raw, size_t n, size_t elem)
 {
-    double r2 = a * a + b * b;
-    uint64_t bits;
+    uint16_t halves = 0;
+    uint32_t words = 0;
+    if (elem == 2)
+        for (size_t i = 0; i < n; i++)
+            halves = (uint16_t)(halves + ((uint16_t)(load16(raw + 2 * i) << 1) == 0));
+    else if (elem == 4)
+        for (size_t i = 0; i < n; i++)
+            words += load32(raw + 4 * i) << 1 == 0;
+    else
+        for (size_t i = 0; i < n; i++)
+            words += load64(raw + 8 * i) << 1 == 0;
+    return halves + words;
+}
 
-    if (r2 == 0) {
-        s->zero++;
-        return;
+/* Adds the pairs of a run of elements to s->run. Zeros, infinities and NaNs have bins of their own,
+ * so that no branch is needed; neighbouring pairs count in different halves, as an addition has to
+ * wait for the one before it to the same bin. */
+static void scan_run(struct hc_scan *s, const double *v, size_t n)
+{
+    for (size_t t = 0; t + 2 <= n; t += 2) {
+        double r2 = v[t] * v[t] + v[t + 1] * v[t + 1];
+        uint64_t bits;
+        memcpy(&bits, &r2, sizeof bits);
+        s->run[t / 2 % 2][bits << 1 >> (BIN_SHIFT + 1)] +=
+            UINT64_C(1) << RUN_COUNT_SHIFT | (bits >> MANTISSA_SHIFT & 0xfffff);
     }
-    if (!isfinite(r2)) {
-        s->not_finite++;
-        return;
-    }
-    memcpy(&bits, &r2, sizeof bits);
-    struct hc_scan_bin *bin = &s->bin[bits >> BIN_SHIFT];
-    bin->count++;
-    bin->mantissa += bits >> MANTISSA_SHIFT & 0xfffff;
+}
+
+/* Moves the counts of a run of at most RUN elements to the bins. */
+static void flush_run(struct hc_scan *s)
+{
+    for (int half = 0; half < 2; half++)
+        for (unsigned b = 0; b < HC_SCAN_BINS; b++) {
+            uint64_t both = s->run[half][b];
+            s->bin[b].count += both >> RUN_COUNT_SHIFT;
+            s->bin[b].mantissa += both & ((UINT64_C(1) << RUN_COUNT_SHIFT) - 1);
+        }
+    memset(s->run, 0, sizeof s->run);
 }
 
 void hc_scan_block(struct hc_scan *s, const uint8_t *raw, size_t raw_len)
@@ -83,11 +110,19 @@ void hc_scan_block(struct hc_scan *s, const uint8_t *raw, size_t raw_len)
     for (size_t from = 0; from < n; from += CHUNK) {
         size_t k = n - from < CHUNK ? n - from : CHUNK;
         hc_weights_load(v, raw + from * elem, k, s->dtype);
-        for (size_t t = 0; t < k; t++)
-            s->zero_elements += v[t] == 0;
-        for (size_t t = 0; t + 2 <= k; t += 2)
-            add_pair(s, v[t], v[t + 1]);
+        s->zero_elements += count_zeros(raw + from * elem, k, elem);
+        scan_run(s, v, k);
+        if ((from + CHUNK) % RUN == 0 || from + k == n)
+            flush_run(s);
     }
+}
+
+uint64_t hc_scan_outside(const struct hc_scan *s)
+{
+    uint64_t sum = 0;
+    for (unsigned b = HC_SCAN_FINITE; b < HC_SCAN_BINS; b++)
+        sum += s->bin[b].count;
+    return sum;
 }
 
 double hc_scan_edge(unsigned bin)

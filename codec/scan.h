@@ -6,7 +6,11 @@
 
 /* Histogram of the squared length of pairs, eight bins an octave. Sums of mantissas are
  * integers, so that the result does not depend on the order of blocks. */
-enum { HC_SCAN_BINS = 2048 * 8, HC_SCAN_DISTINCT = 256 };
+enum {
+    HC_SCAN_BINS = 2048 * 8,
+    HC_SCAN_FINITE = 2047 * 8, /* bins from here on: infinities and NaNs; bin 0: zero */
+    HC_SCAN_DISTINCT = 256
+};
 
 struct hc_scan_bin {
     uint64_t count;
@@ -17,13 +21,15 @@ struct hc_scan {
     enum hc_dtype dtype;
     uint64_t elements;
     uint64_t zero_elements;
-    uint64_t not_finite;    /* pairs */
-    uint64_t zero;          /* pairs of two zeros */
     unsigned distinct;      /* patterns in `seen`, HC_SCAN_DISTINCT + 1: more */
     uint64_t pattern[1024]; /* open addressing */
     uint8_t used[1024];
     struct hc_scan_bin bin[HC_SCAN_BINS];
+    uint64_t run[2][HC_SCAN_BINS]; /* counts and sums not yet in bin */
 };
+
+/* Pairs that are not finite. */
+uint64_t hc_scan_outside(const struct hc_scan *s);
 
 /* Sum of squares of the pairs in a bin, and the squared length at its lower end. */
 double hc_scan_energy(const struct hc_scan *s, unsigned bin);

@@ -266,28 +266,30 @@ static void quantise(const struct hc_code *code, const struct hc_quantiser *q, s
         e->rank[t] = e->outside[t] ? 0 : q->rank[place[t]];
 }
 
+/* Packs the low bits of eight ranks at a time into one word; writes up to 8 bytes beyond the end,
+ * where hc_trajectory_bound has room and what follows is written later. */
 static uint8_t *pack_ranks(const struct hc_work *w, const struct layout *l, uint8_t *dst)
 {
-    uint64_t bits = 0;
-    unsigned have = 0;
     const uint32_t mask = (1u << l->low_bits) - 1;
+    uint8_t *at = dst;
 
-    for (size_t t = 0; t < l->pairs; t++) {
-        bits |= (uint64_t)(w->e.rank[t] & mask) << have;
-        for (have += l->low_bits; have >= 8; have -= 8, bits >>= 8)
-            *dst++ = (uint8_t)bits;
+    for (size_t t = 0; t < l->pairs && l->low_bits; t += 8, at += l->low_bits) {
+        size_t n = l->pairs - t < 8 ? l->pairs - t : 8;
+        uint64_t word = 0;
+        for (size_t k = 0; k < n; k++)
+            word |= (uint64_t)(w->e.rank[t + k] & mask) << k * l->low_bits;
+        store64(at, word);
     }
-    if (have)
-        *dst++ = (uint8_t)bits;
-    return dst;
+    return dst + l->low_bytes;
 }
 
 static uint8_t *pack_path(const struct hc_work *w, const struct layout *l, uint8_t *dst)
 {
-    memset(dst, 0, l->path_bytes);
-    if (l->path_bytes)
-        for (size_t t = 0; t < l->pairs; t++)
-            dst[t / 8] |= (uint8_t)(w->e.path[t] << t % 8);
+    if (l->path_bytes == 0)
+        return dst;
+    memset(w->e.path + l->pairs, 0, 8);
+    for (size_t t = 0; t < l->pairs; t += 8) /* bit 8k moves to bit 56 + k */
+        dst[t / 8] = (uint8_t)(load64(w->e.path + t) * UINT64_C(0x0102040810204080) >> 56);
     return dst + l->path_bytes;
 }
 
@@ -295,7 +297,7 @@ size_t hc_trajectory_bound(const struct hc_code *code, size_t raw_len)
 {
     const struct layout l = layout_of(code, raw_len);
     return HEADER + l.pairs + l.low_bytes + l.path_bytes + l.pairs * (PLACE_BYTES + 2 * l.elem) +
-           l.odd;
+           l.odd + sizeof(uint64_t);
 }
 
 size_t hc_trajectory_encode(const struct hc_code *code, const struct hc_quantiser *q,
