@@ -1,0 +1,157 @@
+# hyperfs: build, test, demo, bench. `make help` lists the targets.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+CC      ?= cc
+CXX     ?= c++
+VERSION := 0.1.0
+Q := $(if $(V),,@)
+
+B := build$(if $(SAN),/san,)
+OPT ?= $(if $(SAN),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=undefined,-O3 -g)
+WERROR := $(if $(CI),-Werror,)
+WARN := -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wvla $(WERROR)
+
+PKGS := fuse3 libzstd jansson libxxhash
+PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
+CPPFLAGS += -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DFUSE_USE_VERSION=314 -DHYPERFS_VERSION='"$(VERSION)"'
+# The codec's results are the same on every machine only if no multiply-add is fused; without the
+# two others its loops stay scalar (neither changes a result).
+CFLAGS_ALL = -std=c11 $(OPT) $(WARN) -ffp-contract=off -fno-trapping-math -fno-math-errno -pthread -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
+CXXFLAGS_ALL = -std=c++11 $(OPT) -Wall -Wextra $(WERROR) -MMD -MP $(CXXFLAGS)
+LDLIBS_ZSTD = $(shell pkg-config --libs libzstd libxxhash) -lm -pthread
+LDLIBS_FUSE = $(shell pkg-config --libs fuse3)
+LDLIBS_JSON = $(shell pkg-config --libs jansson)
+LDLIBS_TEST = $(shell pkg-config --libs cmocka)
+
+# Debian's names of what building, running and testing need, and of what `make lint` adds.
+DEPS := build-essential pkg-config libfuse3-dev fuse3 libzstd-dev libjansson-dev libxxhash-dev \
+        uthash-dev libkdtree++-dev libcmocka-dev python3 python3-venv attr
+DEPS_LINT := clang-format mandoc shellcheck
+
+TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
+BIN   := $(TOOLS:%=$B/%)
+
+CODEC_SRC := $(filter-out codec/kdtree.c,$(wildcard codec/*.c))
+IMAGE_SRC := fs/error.c fs/image.c fs/check.c fs/writer.c fs/ui.c
+MKFS_SRC  := $(wildcard mkhyperfs/*.c)
+MOUNT_SRC := $(wildcard fs/mount*.c) fs/cache.c
+FSCK_SRC  := $(wildcard fs/fsck*.c) fs/walk.c fs/json.c
+DUMP_SRC  := $(wildcard fs/dump*.c) fs/walk.c fs/json.c
+# The unit tests link with everything but the main programs; the k-d tree is their reference.
+LIB_SRC   := $(CODEC_SRC) codec/kdtree.cpp $(IMAGE_SRC) fs/cache.c \
+             $(filter-out mkhyperfs/main.c,$(MKFS_SRC))
+TEST_SRC  := $(wildcard tests/unit/test_*.c)
+SOURCES    = $(wildcard codec/*.[ch] codec/*.cpp fs/*.[ch] mkhyperfs/*.[ch] tests/unit/*.[ch])
+SCRIPTS    = .ci/run $(wildcard demo/*.sh scripts/*.sh bench/*.sh)
+
+obj = $(patsubst %,$B/obj/%.o,$(1))
+CODEC_OBJ := $(call obj,$(CODEC_SRC))
+IMAGE_OBJ := $(call obj,$(IMAGE_SRC))
+TEST_BIN  := $(TEST_SRC:tests/unit/%.c=$B/tests/%)
+
+MANPAGES    := $(wildcard man/*.[0-9])
+COMPLETIONS := $(wildcard completions/*)
+BINDIR       = $(DESTDIR)$(PREFIX)/bin
+MANDIR       = $(DESTDIR)$(PREFIX)/share/man
+COMPDIR      = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+
+VENV := build/venv
+RUN_TESTS = HYPERFS_BUILD=$B $(VENV)/bin/python tests/run.py
+
+all: $(BIN) ## build the four tools into build/ (V=1: show commands; SAN=address,undefined: build/san)
+
+$B/obj/%.c.o: %.c
+	@mkdir -p $(@D)
+	@echo "  cc   $<"
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(if $(findstring _avx2,$*),-mavx2 -mbmi2,) -c -o $@ $<
+
+$B/obj/%.cpp.o: %.cpp
+	@mkdir -p $(@D)
+	@echo "  cc   $<"
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS_ALL) -c -o $@ $<
+
+$B/mkhyperfs: $(call obj,$(MKFS_SRC)) $(IMAGE_OBJ) $(CODEC_OBJ)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LDLIBS_JSON) $(LDLIBS_ZSTD)
+$B/hyperfs: $(call obj,$(MOUNT_SRC)) $(IMAGE_OBJ) $(CODEC_OBJ)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LDLIBS_FUSE) $(LDLIBS_ZSTD)
+$B/fsck.hyperfs: $(call obj,$(FSCK_SRC)) $(IMAGE_OBJ) $(CODEC_OBJ)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LDLIBS_ZSTD)
+$B/dump.hyperfs: $(call obj,$(DUMP_SRC)) $(IMAGE_OBJ) $(CODEC_OBJ)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LDLIBS_ZSTD)
+
+$B/tests/libhyperfs.a: $(call obj,$(LIB_SRC))
+	@mkdir -p $(@D) && rm -f $@
+	@ar rcs $@ $^
+$(TEST_BIN): $B/tests/%: $B/obj/tests/unit/%.c.o $B/tests/libhyperfs.a
+	@echo "  link $@"
+	$(Q)$(CXX) $(OPT) $(LDFLAGS) -o $@ $^ $(LDLIBS_TEST) $(LDLIBS_JSON) $(LDLIBS_ZSTD)
+test-programs: $(TEST_BIN)
+
+# One Python environment for the demo and all tests, made once.
+$(VENV)/base.stamp: tests/requirements.txt
+$(VENV)/loaders.stamp: tests/loaders/requirements.txt $(VENV)/base.stamp
+$(VENV)/%.stamp:
+	@echo "  pip  $<"
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	$(Q)$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# `make` reads pkg-config when it starts a rule, so what follows `deps` runs in a second make.
+demo: deps ## store a language model, mount it, let mlx-lm write text from the mount
+	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
+	@demo/demo.sh
+table: deps ## the table of sizes and quality in README.md
+	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
+	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python demo/table.py models/demo demo/text.txt
+test: deps ## unit tests and tests against real mounts; ends with "N passed, M failed"
+	@$(MAKE) --no-print-directory all test-programs $(VENV)/base.stamp
+	@$(RUN_TESTS) unit mount
+test-unit: deps ## the codec, the image and the writer, in memory
+	@$(MAKE) --no-print-directory test-programs $(VENV)/base.stamp
+	@$(RUN_TESTS) unit
+test-mount: deps ## the tools and unmodified loaders against real mounts
+	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
+	@$(RUN_TESTS) mount
+test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
+	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp
+	@$(RUN_TESTS) loaders
+ifneq ($(wildcard bench/run.sh),)
+bench: deps ## measure speed
+	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
+	@bench/run.sh
+endif
+
+deps: ## install the Debian packages that are missing
+	@scripts/deps.sh $(DEPS)
+fmt: ## format all C and C++ sources
+	@scripts/deps.sh clang-format
+	clang-format -i $(SOURCES)
+lint: ## check the formatting of the sources, the manual pages and the scripts
+	@scripts/deps.sh $(DEPS_LINT)
+	clang-format --dry-run -Werror $(SOURCES)
+	mandoc -T lint -W warning $(MANPAGES)
+	shellcheck $(SCRIPTS)
+
+install: all ## install into PREFIX (/usr/local), below DESTDIR if that is set
+	install -d $(BINDIR) $(COMPDIR) $(sort $(foreach m,$(MANPAGES),$(MANDIR)/man$(subst .,,$(suffix $m))))
+	install $(BIN) $(BINDIR)
+	install -m 644 $(COMPLETIONS) $(COMPDIR)
+	$(foreach m,$(MANPAGES),install -m 644 $m $(MANDIR)/man$(subst .,,$(suffix $m)) &&) :
+uninstall: ## remove what install put there
+	rm -f $(TOOLS:%=$(BINDIR)/%) $(COMPLETIONS:completions/%=$(COMPDIR)/%) \
+	    $(foreach m,$(MANPAGES),$(MANDIR)/man$(subst .,,$(suffix $m))/$(notdir $m))
+
+clean: ## remove what was built, but not the Python environment
+	rm -rf $(filter-out $(VENV),$(wildcard build/*))
+distclean: ## remove build/
+	rm -rf build
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: all test-programs demo table test test-unit test-mount test-loaders bench deps fmt lint install \
+        uninstall clean distclean help
+-include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

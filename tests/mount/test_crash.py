@@ -1,0 +1,117 @@
+"""Whatever stops mkhyperfs, the user has the old image or the new one, whole, and no rubbish."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+from conftest import run
+
+SEED = int(os.environ.get("HYPERFS_SEED", random.randrange(1 << 32)))
+KILLS = 12
+
+
+def leftovers(directory):
+    return sorted(p.name for p in directory.iterdir() if p.name.endswith(".hyperfs-tmp"))
+
+
+def kill_at(moment, command):
+    """Starts command, kills it after `moment` seconds; true if it was still running."""
+    process = subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    try:
+        process.wait(moment)
+    except subprocess.TimeoutExpired:
+        pass
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def test_kill_leaves_no_image_or_the_old_one(demo_model, tools, tmp_path):
+    print(f"seed: HYPERFS_SEED={SEED}")
+    dice = random.Random(SEED)
+    image = tmp_path / "model.hyperfs"
+    command = [tools.mkhyperfs, demo_model, image, "--quality", "small", "-j1"]
+    run(command)
+    start = time.monotonic()
+    run([*command, "-f"])
+    length = time.monotonic() - start
+    new = image.read_bytes()
+    old = tmp_path / "old.hyperfs"
+    run([tools.mkhyperfs, demo_model, old, "--quality", "tiny"])
+
+    killed = 0
+    for attempt in range(KILLS):
+        replace = attempt % 2 == 1
+        image.unlink(missing_ok=True)
+        if replace:
+            image.write_bytes(old.read_bytes())
+        moment = dice.uniform(0, length)
+        killed += kill_at(moment, [*command, "-f"])
+        where = f"attempt {attempt}, killed after {moment:.4f} s, seed {SEED}"
+        if image.exists():
+            assert image.read_bytes() in ([old.read_bytes(), new] if replace else [new]), where
+        else:
+            assert not replace, f"the old image is gone: {where}"
+
+        stale = leftovers(tmp_path)
+        done = run([*command, "-f"])
+        assert leftovers(tmp_path) == [], where
+        for name in stale:
+            assert name in done.stderr, f"{name} was removed without a word: {where}"
+        assert image.read_bytes() == new, where
+    assert killed >= KILLS // 2, "most kills came too late to test anything"
+
+
+def test_a_temporary_file_that_is_in_use_is_left_alone(demo_model, tools, tmp_path):
+    """A second mkhyperfs on the same target must not pull the file from under the first."""
+    image = tmp_path / "model.hyperfs"
+    command = [tools.mkhyperfs, demo_model, image, "--quality", "small", "-f", "-j1"]
+    first = subprocess.Popen([str(w) for w in [*command, "--isa=portable"]],
+                             stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 10
+        while not leftovers(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        first.send_signal(signal.SIGSTOP)
+        names = leftovers(tmp_path)
+        assert names, "the first mkhyperfs made no temporary file"
+        run(command)
+        assert set(names) <= set(leftovers(tmp_path))
+        first.send_signal(signal.SIGCONT)
+        _, message = first.communicate(timeout=120)
+        assert first.returncode == 0, message
+    finally:
+        first.kill()
+        first.wait()
+    assert leftovers(tmp_path) == []
+
+
+def on_small_disk(directory, megabytes, script):
+    """Runs a shell script in a mount namespace of its own, with `directory` on a small disk."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    mount = f'mount -t tmpfs -o size={megabytes}m none "$1" && cd "$1" && '
+    return run(["unshare", "--mount", *user, "sh", "-c", mount + script, "sh", directory],
+               check=False)
+
+
+def test_a_full_disk_leaves_no_image(demo_model, tools, tmp_path):
+    done = on_small_disk(tmp_path, 1, f"""
+        "{tools.mkhyperfs}" "{demo_model}" model.hyperfs --quality small
+        echo "status $?"; ls -A""")
+    assert done.stdout.splitlines() == ["status 1"], done.stdout + done.stderr
+    assert "model.hyperfs: no space left" in done.stderr
+
+
+def test_a_full_disk_leaves_the_old_image(demo_model, tools, tmp_path):
+    done = on_small_disk(tmp_path, 4, f"""
+        "{tools.mkhyperfs}" -q "{demo_model}" model.hyperfs --quality small || exit 99
+        before=$(sha256sum model.hyperfs)
+        "{tools.mkhyperfs}" -f "{demo_model}" model.hyperfs --lossless
+        echo "status $?"; ls -A
+        [ "$before" = "$(sha256sum model.hyperfs)" ] && "{tools.fsck}" model.hyperfs >&2 && echo intact
+        """)
+    assert done.stdout.splitlines() == ["status 1", "model.hyperfs", "intact"], \
+        done.stdout + done.stderr
+    assert "model.hyperfs: no space left" in done.stderr

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Runs tests and closes with one line, "N passed, M failed".
+
+    tests/run.py unit|mount|loaders ...
+
+unit: the cmocka programs of tests/unit; mount and loaders: pytest in that folder of tests/.
+HYPERFS_BUILD names the build folder (build). A program that crashes, a test file that does not
+load and a group without a test count as failed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / os.environ.get("HYPERFS_BUILD", "build")
+UNIT_TIMEOUT_S = 600
+
+
+class Count:
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def line(self):
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.passed} passed, {self.failed} failed{skipped}"
+
+
+def run_cmocka(program, count):
+    """Counts the lines of the Test Anything Protocol that cmocka prints."""
+    try:
+        done = subprocess.run([program], cwd=ROOT, timeout=UNIT_TIMEOUT_S, text=True,
+                              errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env={**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP"})
+        output, status = done.stdout, done.returncode
+    except subprocess.TimeoutExpired as e:
+        output, status = (e.stdout or b"").decode(errors="replace"), f"timeout {UNIT_TIMEOUT_S} s"
+    except OSError as e:
+        output, status = "", e
+    planned = sum(map(int, re.findall(r"^1\.\.(\d+)", output, re.M)))
+    passed = len(re.findall(r"^ok \d+(?!.*# SKIP)", output, re.M))
+    skipped = len(re.findall(r"^(?:not )?ok \d+.*# SKIP", output, re.M))
+    failed = planned - passed - skipped
+    if status != 0 or planned == 0:
+        failed = max(failed, 1)
+    count.passed += passed
+    count.failed += failed
+    count.skipped += skipped
+    print(f"{program.name}: {passed} passed, {failed} failed", flush=True)
+    if failed:
+        print(output, f"exit status {status}", sep="\n", flush=True)
+
+
+def run_unit(count):
+    sources = sorted((ROOT / "tests/unit").glob("test_*.c"))
+    for source in sources:
+        run_cmocka(BUILD / "tests" / source.stem, count)
+    if not sources:
+        count.failed += 1
+
+
+def run_pytest(group, count):
+    report = BUILD / "tests" / f"{group}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    status = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                             f"--junitxml={report}", ROOT / "tests" / group], cwd=ROOT).returncode
+    failed = passed = 0
+    if report.exists():
+        for suite in xml.parse(report).getroot().iter("testsuite"):
+            failed += int(suite.get("failures")) + int(suite.get("errors"))
+            count.skipped += int(suite.get("skipped"))
+            passed += int(suite.get("tests")) - int(suite.get("failures")) \
+                - int(suite.get("errors")) - int(suite.get("skipped"))
+    count.passed += max(passed, 0)
+    count.failed += max(failed, 1) if status != 0 else failed
+
+
+def main():
+    groups = sys.argv[1:]
+    if not groups or set(groups) - {"unit", "mount", "loaders"}:
+        sys.exit(__doc__.strip())
+    count = Count()
+    for group in groups:
+        run_unit(count) if group == "unit" else run_pytest(group, count)
+    print(count.line(), flush=True)
+    sys.exit(count.failed != 0)
+
+
+main()
