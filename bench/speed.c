@@ -122,7 +122,7 @@ static struct hc_code choose(enum hc_dtype dtype, const uint8_t *raw, size_t byt
 {
     struct hc_scan *scan = must(hc_scan_new(dtype));
     struct hc_work *w = must(hc_work_new(hc_isa_best()));
-    struct hc_target target = {db, nu};
+    struct hc_target target = {db, nu, nu};
     struct hc_code code = hc_lossless(dtype, 3);
     if (db > 0) {
         size_t block = (size_t)HC_TRAJECTORY_PAIRS * 2 * hc_dtype_bits(dtype) / 8;

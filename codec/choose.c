@@ -29,6 +29,7 @@ struct samples {
     const size_t *len;
     unsigned count;
     bool whole; /* they are the whole tensor */
+    unsigned nu;
 };
 
 /* The distribution of a tensor's pairs as a window of given size sees it. */
@@ -99,7 +100,7 @@ static const double shrink_most = 0.05;
 
 /* The trajectory code of window `split` for weights that fit. */
 static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, const struct fit *f,
-                   struct hc_code *code)
+                   bool zero_map, struct hc_code *code)
 {
     const struct hc_taps taps = hc_trellis_taps(nu);
     memset(code, 0, sizeof *code);
@@ -107,6 +108,7 @@ static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, const struc
     code->dtype = dtype;
     code->t.nu = (uint8_t)nu;
     code->t.split = (uint8_t)split;
+    code->t.zero_map = zero_map;
     code->t.g0 = taps.g0;
     code->t.g1 = taps.g1;
     int rc = hc_lattice_for(npoints_of(split), &code->t);
@@ -153,6 +155,22 @@ static int try_code(const struct hc_code *code, struct hc_work *w, const struct 
     return rc;
 }
 
+/* By how many dB the samples came out better than wanted; not finite where they cannot tell. */
+static double miss_of(const struct hc_block_stats *stats, const struct samples *s,
+                      const struct fit *f, double wanted_db)
+{
+    if (stats->carried == 0 || !(stats->noise > 0))
+        return NAN;
+    double miss = s->whole ? hc_sqnr_db(stats)
+                           : 10 * log10(f->mean_square * (double)stats->carried / stats->noise);
+    miss -= wanted_db;
+    /* A few blocks may be unlike the others (rows of an embedding that were never trained): they
+     * may not lead far away from what the formula says. */
+    if (!s->whole && isfinite(miss) && fabs(miss) > sample_trust)
+        miss = copysign(sample_trust, miss);
+    return miss;
+}
+
 /* Sets the code's step so that the samples' noise is that of the wanted SQNR. */
 static int calibrate(struct hc_code *code, struct hc_work *w, const struct samples *s,
                      const struct fit *f, double sqnr_db, uint64_t *bytes)
@@ -162,23 +180,12 @@ static int calibrate(struct hc_code *code, struct hc_work *w, const struct sampl
         int rc = try_code(code, w, s, s->count, &stats, bytes);
         if (rc)
             return rc;
-        if (stats.carried == 0 || !(stats.noise > 0) || !isfinite(stats.noise))
-            return -ERANGE;
-        double measured = s->whole
-                              ? hc_sqnr_db(&stats)
-                              : 10 * log10(f->mean_square * (double)stats.carried / stats.noise);
-        double miss = measured - sqnr_db;
+        double miss = miss_of(&stats, s, f, sqnr_db);
         if (!isfinite(miss))
             return -ERANGE;
-        if ((miss > -0.01 && miss < 0.03) || k == CALIBRATIONS - 1)
+        if ((miss > -0.01 && miss < 0.03) || fabs(miss) == sample_trust || k == CALIBRATIONS - 1)
             return 0;
-        /* A few blocks may be unlike the others (rows of an embedding that were never trained):
-         * they may not lead far away from what the formula says. */
-        if (!s->whole && fabs(miss) > sample_trust)
-            measured = sqnr_db + copysign(sample_trust, miss);
-        *code = hc_rescale(code, measured, sqnr_db + 0.005);
-        if (!s->whole && fabs(miss) > sample_trust)
-            return 0;
+        *code = hc_rescale(code, sqnr_db + miss, sqnr_db + 0.005);
     }
     return 0;
 }
@@ -190,12 +197,14 @@ struct hc_code hc_rescale(const struct hc_code *code, double measured_db, double
     return c;
 }
 
-/* The window with the smallest code for the samples. */
+/* The window with the smallest code for the samples. The trials also tell how far the noise is from
+ * what the formula says (small or spiky tensors), and the step is corrected for that. */
 static int choose_window(const struct hc_scan *scan, const struct hc_target *target, bool zero_map,
                          struct hc_work *w, const struct samples *s, struct hc_code *best,
                          struct fit *best_fit)
 {
-    const double mse = hc_trellis_taps(target->nu).mse;
+    const double mse = hc_trellis_taps(s->nu).mse, trial_mse = hc_trellis_taps(TRIAL_NU).mse;
+    const double trial_db = target->sqnr_db - 10 * log10(trial_mse / mse);
     const double exact_bits = 16 + 2.0 * hc_dtype_bits(scan->dtype);
     uint64_t least = UINT64_MAX;
     unsigned trials = 0;
@@ -209,21 +218,22 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
             continue;
         if (!(f.d > 0) || !isfinite(f.d))
             return -ERANGE;
-        int rc = code_of(scan->dtype, TRIAL_NU, split, &f, &code);
-        code.t.zero_map = zero_map;
+        int rc = code_of(scan->dtype, TRIAL_NU, split, &f, zero_map, &code);
         if (rc == 0)
             rc = try_code(&code, w, s, s->count, &stats, &bytes);
-        if (rc == 0)
-            rc = code_of(scan->dtype, target->nu, split, &f, &code);
-        code.t.zero_map = zero_map;
         if (rc)
             return rc;
         trials++;
-        if (bytes < least) {
-            least = bytes;
-            *best = code;
-            *best_fit = f;
-        }
+        if (bytes >= least)
+            continue;
+        least = bytes;
+        *best_fit = f;
+        double miss = miss_of(&stats, s, &f, trial_db);
+        if (isfinite(miss))
+            f.d *= pow(10, miss / 20);
+        rc = code_of(scan->dtype, s->nu, split, &f, zero_map, best);
+        if (rc)
+            return rc;
     }
     return 0;
 }
@@ -293,12 +303,12 @@ int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct
               struct hc_code *out)
 {
     const struct hc_code lossless = hc_lossless(scan->dtype, 0);
-    struct samples s = {sample, sample_len, nsamples, false};
+    struct samples s = {sample, sample_len, nsamples, false, 0};
     struct hc_block_stats stats;
     struct hc_code code;
     uint64_t bytes, lossless_bytes, sampled = 0;
 
-    if (target->nu > HC_MAX_NU || !(target->sqnr_db >= HC_MIN_DB) ||
+    if (target->nu > HC_MAX_NU || target->nu_small > HC_MAX_NU || !(target->sqnr_db >= HC_MIN_DB) ||
         !(target->sqnr_db <= HC_MAX_DB) || nsamples == 0)
         return -EINVAL;
     *out = lossless;
@@ -307,6 +317,7 @@ int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct
     for (unsigned b = 0; b < nsamples; b++)
         sampled += sample_len[b];
     s.whole = sampled == scan->elements * (hc_dtype_bits(scan->dtype) / 8);
+    s.nu = s.whole ? target->nu_small : target->nu;
 
     int rc = choose_lossy(scan, target, w, &s, &code, &bytes);
     if (rc == -ENOMEM)

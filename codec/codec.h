@@ -154,8 +154,10 @@ enum { HC_MIN_DB = 10, HC_MAX_DB = 40 };
 struct hc_target {
     double sqnr_db; /* HC_MIN_DB .. HC_MAX_DB: 10 log10 of signal over noise of the carried pairs */
     unsigned nu;    /* 0 .. HC_MAX_NU; HC_DEFAULT_NU if the user did not say */
+    unsigned nu_small; /* the same for tensors of at most HC_SAMPLE_BLOCKS blocks, where a block's
+                        * header weighs more and time less; HC_DEFAULT_NU_SMALL */
 };
-enum { HC_DEFAULT_NU = 8 };
+enum { HC_DEFAULT_NU = 8, HC_DEFAULT_NU_SMALL = 10 };
 
 /* Sample blocks to calibrate with: a tensor of up to this many blocks whole, else as many
  * evenly spread full blocks. */

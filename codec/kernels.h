@@ -13,8 +13,8 @@
 
 #include "codec/codec.h"
 
-/* Words of a bit plane of a full block, with a zero word behind it. */
-enum { HC_PLANE_WORDS = HC_TRAJECTORY_PAIRS / 64 + 8 };
+/* Words of a bit plane of a full block, with room for a zero word before it. */
+enum { HC_PLANE_FRONT = 8, HC_PLANE_WORDS = HC_TRAJECTORY_PAIRS / 64 + HC_PLANE_FRONT };
 
 /* Branch metrics are squared distances in units of d^2 / HC_METRIC_UNIT, less the smallest of the
  * four, at most HC_METRIC_MAX: path metrics then stay below 2^15 between normalisations. */
@@ -57,6 +57,10 @@ struct hc_kernels {
     /* Viterbi search from the all-zero history over n pairs: path[t] = b_t, phase[t]. nu >= 1. */
     void (*viterbi)(unsigned nu, unsigned g0, unsigned g1, const uint32_t *metric, size_t n,
                     uint32_t *decisions, uint8_t *path, uint8_t *phase);
+    /* The planes of c0 and c1 from the plane of path bits, `words` of 64 pairs. path[-1] is
+     * zero. */
+    void (*phase_planes)(uint64_t *c0, uint64_t *c1, const uint64_t *path, size_t words,
+                         unsigned nu, unsigned g0, unsigned g1);
     /* Pairs of 4, 8 or 16 bytes from ranks and planes. */
     void (*decode_pairs4)(const struct hc_decode_job *job);
     void (*decode_pairs8)(const struct hc_decode_job *job);

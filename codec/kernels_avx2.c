@@ -214,7 +214,7 @@ static void decode_pairs16(const struct hc_decode_job *job)
 }
 
 const struct hc_kernels hc_kernels_avx2 = {
-    split_planes, merge_planes,  branch_metrics, nearest_places,
-    viterbi,      decode_pairs4, decode_pairs8,  decode_pairs16,
+    split_planes, merge_planes,  branch_metrics, nearest_places, viterbi,
+    phase_planes, decode_pairs4, decode_pairs8,  decode_pairs16,
 };
 #endif

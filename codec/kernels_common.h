@@ -144,6 +144,27 @@ static void nearest_places(int32_t *restrict place, const float *restrict x,
     }
 }
 
+/* Xors the path plane, delayed by `delay` pairs (1 .. 63), into dst. */
+static inline void xor_delayed(uint64_t *restrict dst, const uint64_t *restrict path, size_t words,
+                               unsigned delay)
+{
+    for (size_t i = 0; i < words; i++)
+        dst[i] ^= path[i] << delay | path[(ptrdiff_t)i - 1] >> (64 - delay);
+}
+
+static void phase_planes(uint64_t *c0, uint64_t *c1, const uint64_t *path, size_t words,
+                         unsigned nu, unsigned g0, unsigned g1)
+{
+    memset(c0, 0, words * sizeof *c0);
+    memcpy(c1, path, words * sizeof *c1);
+    for (unsigned k = 0; k < nu; k++) {
+        if (g0 >> k & 1)
+            xor_delayed(c0, path, words, k + 1);
+        if (g1 >> k & 1)
+            xor_delayed(c1, path, words, k + 1);
+    }
+}
+
 /* Index of pair t into the decoder's table. */
 static inline uint32_t table_index(const struct hc_decode_job *job, size_t t)
 {

@@ -102,7 +102,7 @@ static int put_exact(uint8_t *dst, const uint8_t *places, size_t count, size_t p
 static void expand_path(const struct hc_code *code, struct hc_work *w, const uint8_t *path,
                         const struct layout *l, struct hc_decode_job *job)
 {
-    uint64_t *b = w->planes, *c0 = b + HC_PLANE_WORDS, *c1 = c0 + HC_PLANE_WORDS;
+    uint64_t *b = w->planes + HC_PLANE_FRONT, *c0 = b + HC_PLANE_WORDS, *c1 = c0 + HC_PLANE_WORDS;
     size_t words = (l->pairs + 63) / 64;
 
     if (words)
@@ -112,9 +112,9 @@ static void expand_path(const struct hc_code *code, struct hc_work *w, const uin
     for (size_t i = l->path_bytes / 8 * 8; i < l->path_bytes; i++)
         b[i / 8] |= (uint64_t)path[i] << i % 8 * 8;
     if (code->t.nu)
-        hc_trellis_planes(c0, c1, b, words, code->t.nu, code->t.g0, code->t.g1);
+        w->k->phase_planes(c0, c1, b, words, code->t.nu, code->t.g0, code->t.g1);
     else
-        memset(c0, 0, 2 * HC_PLANE_WORDS * sizeof *c0);
+        memset(c0, 0, 2 * HC_PLANE_WORDS * sizeof *c0 - HC_PLANE_FRONT * sizeof *c0);
     job->c0 = c0;
     job->c1 = c1;
 }

@@ -15,29 +15,6 @@ struct hc_taps hc_trellis_taps(unsigned nu)
     return taps[nu < sizeof taps / sizeof *taps ? nu : sizeof taps / sizeof *taps - 1];
 }
 
-/* Xors the path plane, delayed by `delay` pairs (1 .. 63), into dst. */
-static void xor_delayed(uint64_t *dst, const uint64_t *path, size_t words, unsigned delay)
-{
-    uint64_t before = 0;
-    for (size_t i = 0; i < words; i++) {
-        dst[i] ^= path[i] << delay | before >> (64 - delay);
-        before = path[i];
-    }
-}
-
-void hc_trellis_planes(uint64_t *c0, uint64_t *c1, const uint64_t *path, size_t words, unsigned nu,
-                       unsigned g0, unsigned g1)
-{
-    memset(c0, 0, words * sizeof *c0);
-    memcpy(c1, path, words * sizeof *c1);
-    for (unsigned k = 0; k < nu; k++) {
-        if (g0 >> k & 1)
-            xor_delayed(c0, path, words, k + 1);
-        if (g1 >> k & 1)
-            xor_delayed(c1, path, words, k + 1);
-    }
-}
-
 void hc_trellis_trace(unsigned nu, unsigned g0, unsigned g1, unsigned state,
                       const uint32_t *decisions, size_t n, uint8_t *path, uint8_t *phase)
 {

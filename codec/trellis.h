@@ -45,10 +45,6 @@ static inline unsigned hc_decision_bit(unsigned j, unsigned b)
     return ((j >> 3) & 1) * 16 + b * 8 + (j & 7);
 }
 
-/* The planes of c0 and c1 from the plane of path bits: words each of 64 pairs. */
-void hc_trellis_planes(uint64_t *c0, uint64_t *c1, const uint64_t *path, size_t words, unsigned nu,
-                       unsigned g0, unsigned g1);
-
 /* Follows the survivors back from `state` after n pairs; fills path and phase. */
 void hc_trellis_trace(unsigned nu, unsigned g0, unsigned g1, unsigned state,
                       const uint32_t *decisions, size_t n, uint8_t *path, uint8_t *phase);

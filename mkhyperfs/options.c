@@ -14,11 +14,15 @@ static const struct {
     const char *name;
     double db;
 } presets[] = {{"high", 35}, {"good", 29}, {"small", 23}, {"tiny", 19}};
-/* States of the trellis: 16, 256 and 1,024. */
+/* Memory of the trellis: 16, 256 or 1,024 states; in small tensors, which take no time. */
 static const struct {
     const char *name;
-    unsigned nu;
-} efforts[] = {{"fast", 4}, {"default", HC_DEFAULT_NU}, {"best", 10}};
+    unsigned nu, nu_small;
+} efforts[] = {
+    {"fast", 4, 4},
+    {"default", HC_DEFAULT_NU, HC_DEFAULT_NU_SMALL},
+    {"best", 10, 10},
+};
 
 enum { DEFAULT_PRESET = 1 };
 
@@ -150,10 +154,13 @@ static int parse_effort(struct mk_options *opt, const char *text)
     for (size_t i = 0; i < sizeof efforts / sizeof *efforts; i++)
         if (strcmp(text, efforts[i].name) == 0) {
             opt->nu = efforts[i].nu;
+            opt->nu_small = efforts[i].nu_small;
             return 0;
         }
-    if (parse_unsigned(text, 0, HC_MAX_NU, &opt->nu))
+    if (parse_unsigned(text, 0, HC_MAX_NU, &opt->nu)) {
+        opt->nu_small = opt->nu;
         return 0;
+    }
     return ui_usage_error("--effort takes fast, default, best or a number from 0 to %d, not '%s'",
                           HC_MAX_NU, text);
 }
@@ -342,6 +349,7 @@ int mk_options_parse(struct mk_options *opt, int argc, char **argv)
     *opt = (struct mk_options){
         .db = presets[DEFAULT_PRESET].db,
         .nu = HC_DEFAULT_NU,
+        .nu_small = HC_DEFAULT_NU_SMALL,
         .verify = true,
         .jobs = cores(),
         .isa = hc_isa_best(),

@@ -25,10 +25,10 @@ struct mk_rule {
 struct mk_options {
     const char *source, *image; /* image: NULL only with dry_run */
     bool quiet, verbose, force, dry_run, json;
-    bool lossless;       /* --lossless: no tensor with loss */
-    const char *quality; /* as given, or the default preset */
-    double db;           /* what quality means */
-    unsigned nu;
+    bool lossless;         /* --lossless: no tensor with loss */
+    const char *quality;   /* as given, or the default preset */
+    double db;             /* what quality means */
+    unsigned nu, nu_small; /* memory of the trellis, bits; in small tensors */
     struct mk_rule *rules;
     size_t nrules;
     char **excludes; /* globs without trailing slashes */

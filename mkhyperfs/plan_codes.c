@@ -73,7 +73,8 @@ static int choose(struct chooser *c, struct mk_item *it, struct mk_worker *worke
 {
     struct samples s;
     struct hc_code code, shape = {.type = HC_CODE_TRAJECTORY, .dtype = it->tensor->dtype};
-    struct hc_target target = {.sqnr_db = it->decision.db, .nu = c->opt->nu};
+    struct hc_target target = {
+        .sqnr_db = it->decision.db, .nu = c->opt->nu, .nu_small = c->opt->nu_small};
     struct hc_scan *scan = hc_scan_new(it->tensor->dtype);
     if (!scan)
         return hfs_fail(err, ENOMEM, "out of memory");

@@ -165,7 +165,7 @@ static int add_meta(struct tables *t)
     snprintf(number, sizeof number, "%g", opt->db);
     if (r == 0 && !opt->lossless)
         r = meta(t, "sqnr", number);
-    snprintf(number, sizeof number, "%u", opt->nu);
+    snprintf(number, sizeof number, "%u %u", opt->nu, opt->nu_small);
     if (r == 0 && !opt->lossless)
         r = meta(t, "nu", number);
     for (size_t i = 0; i < opt->nrules && r == 0; i++)

@@ -283,11 +283,12 @@ static void test_planes_are_the_trellis_step_by_step(void **unused)
     enum { N = 1000, WORDS = (N + 63) / 64 };
     for (unsigned nu = 1; nu <= HC_MAX_NU; nu++) {
         struct hc_taps taps = hc_trellis_taps(nu);
-        uint64_t path[WORDS], c0[WORDS], c1[WORDS];
+        uint64_t with_front[1 + WORDS] = {0}, *path = with_front + 1, c0[WORDS], c1[WORDS];
         unsigned history = 0;
         for (size_t i = 0; i < WORDS; i++)
             path[i] = random64();
-        hc_trellis_planes(c0, c1, path, WORDS, nu, taps.g0, taps.g1);
+        hc_kernels_of(nu % 2 ? HC_ISA_AVX2 : HC_ISA_PORTABLE)
+            ->phase_planes(c0, c1, path, WORDS, nu, taps.g0, taps.g1);
         for (size_t i = 0; i < N; i++) {
             unsigned b = path[i / 64] >> i % 64 & 1;
             unsigned phase = hc_phase(history, b, taps.g0, taps.g1);
@@ -553,7 +554,7 @@ static struct hc_code chosen(enum hc_dtype t, const uint8_t *raw, size_t n, doub
 {
     struct hc_scan *scan = hc_scan_new(t);
     struct hc_work *w = hc_work_new(hc_isa_best());
-    struct hc_target target = {db, HC_DEFAULT_NU};
+    struct hc_target target = {db, HC_DEFAULT_NU, HC_DEFAULT_NU};
     size_t len = n * elem_size(t);
     struct hc_code code;
     hc_scan_block(scan, raw, len);
