@@ -26,6 +26,7 @@ LDLIBS_TEST = $(shell pkg-config --libs cmocka)
 # Debian's names of what building, running and testing need, and of what `make lint` adds.
 DEPS := build-essential pkg-config libfuse3-dev fuse3 libzstd-dev libjansson-dev libxxhash-dev \
         uthash-dev libkdtree++-dev libcmocka-dev python3 python3-venv attr
+DEPS_BENCH := liblz4-dev time
 DEPS_LINT := clang-format mandoc shellcheck
 
 TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
@@ -41,7 +42,7 @@ DUMP_SRC  := $(wildcard fs/dump*.c) fs/walk.c fs/json.c
 LIB_SRC   := $(CODEC_SRC) codec/kdtree.cpp $(IMAGE_SRC) fs/cache.c \
              $(filter-out mkhyperfs/main.c,$(MKFS_SRC))
 TEST_SRC  := $(wildcard tests/unit/test_*.c)
-SOURCES    = $(wildcard codec/*.[ch] codec/*.cpp fs/*.[ch] mkhyperfs/*.[ch] tests/unit/*.[ch])
+SOURCES    = $(wildcard codec/*.[ch] codec/*.cpp fs/*.[ch] mkhyperfs/*.[ch] tests/unit/*.[ch] bench/*.[ch])
 SCRIPTS    = .ci/run $(wildcard demo/*.sh scripts/*.sh bench/*.sh)
 
 obj = $(patsubst %,$B/obj/%.o,$(1))
@@ -94,6 +95,7 @@ test-programs: $(TEST_BIN)
 # One Python environment for the demo and all tests, made once.
 $(VENV)/base.stamp: tests/requirements.txt
 $(VENV)/loaders.stamp: tests/loaders/requirements.txt $(VENV)/base.stamp
+$(VENV)/bench.stamp: bench/requirements.txt $(VENV)/base.stamp
 $(VENV)/%.stamp:
 	@echo "  pip  $<"
 	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
@@ -119,11 +121,21 @@ test-mount: deps ## the tools and unmodified loaders against real mounts
 test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp
 	@$(RUN_TESTS) loaders
-ifneq ($(wildcard bench/run.sh),)
-bench: deps ## measure speed
-	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
-	@bench/run.sh
-endif
+bench: bench-codec bench-perplexity ## all measurements: tables in bench/results, plots in docs
+bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
+	@scripts/deps.sh $(DEPS_BENCH)
+	@$(MAKE) --no-print-directory all $B/bench/speed $(VENV)/bench.stamp
+	@HYPERFS_BUILD=$B $(VENV)/bin/python bench/codec.py
+bench-perplexity: deps ## what loss does to a model's predictions, beside other formats (torch)
+	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
+	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/perplexity.py
+figures: deps ## the pictures in docs/codec.md
+	@$(MAKE) --no-print-directory $(VENV)/bench.stamp
+	@$(VENV)/bin/python docs/figures.py
+$B/bench/speed: $B/obj/bench/speed.c.o $(CODEC_OBJ)
+	@mkdir -p $(@D)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(LDFLAGS) -o $@ $^ $(LDLIBS_ZSTD) -llz4
 
 deps: ## install the Debian packages that are missing
 	@scripts/deps.sh $(DEPS)
@@ -150,8 +162,8 @@ clean: ## remove what was built, but not the Python environment
 distclean: ## remove build/
 	rm -rf build
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all test-programs demo table test test-unit test-mount test-loaders bench deps fmt lint install \
+.PHONY: all test-programs demo table test test-unit test-mount test-loaders bench bench-codec bench-perplexity figures deps fmt lint install \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

@@ -57,7 +57,7 @@ show ls -lh "$mnt"
 
 step "3. mlx-lm, which knows nothing of hyperfs, loads the model from the mount and writes."
 show "$python" -m mlx_lm generate --model "$mnt" --prompt "$prompt" \
-    --max-tokens 32 --temp 0.4 --seed 3 --verbose False
+    --max-tokens 32 --temp 0.4 --seed 1 --verbose False
 
 step "4. What the loss does to the model's predictions of demo/text.txt."
 show "$python" demo/quality.py "$model" "$mnt" demo/text.txt
