@@ -30,33 +30,33 @@ typedef uint8_t le64[8];
 
 struct hfs_disk_super {
     uint8_t magic[8];
-    le32 version;        /* HFS_VERSION */
-    le32 size;           /* of this structure: 128 */
-    le64 incompat;       /* feature bits */
+    le32 version;  /* HFS_VERSION */
+    le32 size;     /* of this structure: 128 */
+    le64 incompat; /* feature bits */
     le64 compat;
-    le64 image_size;     /* bytes, both superblocks counted */
-    le64 data_end;       /* end of the data blocks = start of the index leaves */
-    le64 dir_offset;     /* section directory */
-    le32 dir_count;      /* its entries, 1 .. 256 */
+    le64 image_size; /* bytes, both superblocks counted */
+    le64 data_end;   /* end of the data blocks = start of the index leaves */
+    le64 dir_offset; /* section directory */
+    le32 dir_count;  /* its entries, 1 .. 256 */
     le32 reserved0;
-    le64 dir_checksum;   /* XXH3 of the directory */
-    le64 block_count;    /* data blocks */
+    le64 dir_checksum; /* XXH3 of the directory */
+    le64 block_count;  /* data blocks */
     uint8_t reserved[32];
-    le32 digest_kind;    /* 0: no content digest */
+    le32 digest_kind; /* 0: no content digest */
     le32 reserved1;
-    le64 checksum;       /* XXH3 of all bytes before this field */
+    le64 checksum; /* XXH3 of all bytes before this field */
 };
 _Static_assert(sizeof(struct hfs_disk_super) == 128, "superblock");
 
 /* Section directory entry. Ascending by type; sections lie in this order without gaps. */
 struct hfs_disk_section {
-    le32 type;           /* enum hfs_section */
-    le16 flags;          /* HFS_SECTION_REQUIRED */
-    le16 packing;        /* HFS_PACK_* */
+    le32 type;    /* enum hfs_section */
+    le16 flags;   /* HFS_SECTION_REQUIRED */
+    le16 packing; /* HFS_PACK_* */
     le64 offset;
     le64 stored_size;
-    le64 raw_size;       /* after unpacking; = stored_size for HFS_PACK_NONE */
-    le64 checksum;       /* XXH3 of the stored bytes */
+    le64 raw_size; /* after unpacking; = stored_size for HFS_PACK_NONE */
+    le64 checksum; /* XXH3 of the stored bytes */
 };
 _Static_assert(sizeof(struct hfs_disk_section) == 40, "section");
 
@@ -81,23 +81,23 @@ enum { HFS_MAX_SECTIONS = 256 };
  * links are regular files only), so the tree has no cycle. */
 enum { HFS_MAX_DEPTH = 2048 }; /* directories below the root, so that readers may recurse */
 struct hfs_disk_inode {
-    le32 mode;           /* st_mode: S_IFREG, S_IFDIR or S_IFLNK, and 07777 */
+    le32 mode; /* st_mode: S_IFREG, S_IFDIR or S_IFLNK, and 07777 */
     le32 uid, gid;
-    le32 nlink;          /* names of a file; 2 + subdirectories for a directory */
-    le64 size;           /* bytes of a file or a link's target; 0 for a directory */
-    le64 mtime;          /* seconds since 1970, signed */
-    le32 mtime_nsec;     /* 0 .. 999,999,999 */
-    le32 count;          /* segments, directory entries, or 0 for a link */
-    le64 first;          /* first segment or entry; offset in NAMES for a link */
-    le32 parent;         /* of a directory: its parent's number (the root: 0); else 0 */
+    le32 nlink;      /* names of a file; 2 + subdirectories for a directory */
+    le64 size;       /* bytes of a file or a link's target; 0 for a directory */
+    le64 mtime;      /* seconds since 1970, signed */
+    le32 mtime_nsec; /* 0 .. 999,999,999 */
+    le32 count;      /* segments, directory entries, or 0 for a link */
+    le64 first;      /* first segment or entry; offset in NAMES for a link */
+    le32 parent;     /* of a directory: its parent's number (the root: 0); else 0 */
     le32 reserved;
 };
 _Static_assert(sizeof(struct hfs_disk_inode) == 56, "inode");
 
 /* Entries of a directory are consecutive, strictly ascending by name (memcmp, shorter first). */
 struct hfs_disk_dirent {
-    le64 name;           /* offset in NAMES */
-    le16 name_len;       /* 1 .. 255; no '/', no NUL, neither "." nor ".." */
+    le64 name;     /* offset in NAMES */
+    le16 name_len; /* 1 .. 255; no '/', no NUL, neither "." nor ".." */
     le16 reserved;
     le32 inode;
 };
@@ -107,9 +107,9 @@ _Static_assert(sizeof(struct hfs_disk_dirent) == 16, "dirent");
  * equal content may share theirs. */
 struct hfs_disk_segment {
     le64 file_offset;
-    le64 length;         /* > 0 */
-    le64 first_block;    /* blocks follow each other; 0 unless kind is HFS_SEG_CODED */
-    le32 code;           /* number of a code record; 0 unless kind is HFS_SEG_CODED */
+    le64 length;      /* > 0 */
+    le64 first_block; /* blocks follow each other; 0 unless kind is HFS_SEG_CODED */
+    le32 code;        /* number of a code record; 0 unless kind is HFS_SEG_CODED */
     le16 kind;
     le16 reserved0;
     le32 reserved1;
@@ -117,7 +117,7 @@ struct hfs_disk_segment {
 _Static_assert(sizeof(struct hfs_disk_segment) == 36, "segment");
 enum hfs_segment_kind {
     HFS_SEG_CODED = 1,
-    HFS_SEG_ZERO = 2     /* zero bytes, nothing stored */
+    HFS_SEG_ZERO = 2 /* zero bytes, nothing stored */
     /* foreseen, each with an incompat bit: 3 copy of blocks of this image, 4 block of a base
      * image named by its digest, 5 difference to one */
 };
@@ -134,29 +134,29 @@ _Static_assert(sizeof(struct hfs_disk_record) == 8, "record");
  * another from data_end. Blocks of a leaf follow each other from `offset`. */
 enum { HFS_LEAF_BLOCKS = 256 };
 struct hfs_disk_leaf {
-    le64 offset;         /* of the leaf's first block */
+    le64 offset; /* of the leaf's first block */
 };
 struct hfs_disk_block {
-    le32 size;           /* stored bytes, 1 .. HC_MAX_BLOCK_BYTES + 64 KiB */
-    le64 checksum;       /* XXH3 of the stored bytes */
-    le64 content;        /* XXH3 of the decoded bytes */
+    le32 size;     /* stored bytes, 1 .. HC_MAX_BLOCK_BYTES + 64 KiB */
+    le64 checksum; /* XXH3 of the stored bytes */
+    le64 content;  /* XXH3 of the decoded bytes */
 };
 _Static_assert(sizeof(struct hfs_disk_leaf) == 8, "leaf");
 _Static_assert(sizeof(struct hfs_disk_block) == 20, "block");
 
 /* One for each tensor of each safetensors file: what dump.hyperfs reports. */
 struct hfs_disk_tensor {
-    le32 length;         /* of the whole record */
-    le32 inode;          /* the file (one of them, where files share segments) */
-    le64 segment;        /* number of the segment, or UINT64_MAX for an empty tensor */
+    le32 length;  /* of the whole record */
+    le32 inode;   /* the file (one of them, where files share segments) */
+    le64 segment; /* number of the segment, or UINT64_MAX for an empty tensor */
     le64 elements;
-    le64 exact;          /* elements stored exactly within a lossy tensor */
-    le64 stored;         /* bytes of its blocks */
-    le64 sqnr;           /* dB, IEEE double; +infinity for lossless */
-    le64 max_error;      /* largest absolute error, IEEE double */
-    le16 dtype;          /* enum hc_dtype */
-    le16 rank;           /* number of dimensions, le64 each, that follow */
-    le32 name_len;       /* bytes of the name that follows them */
+    le64 exact;     /* elements stored exactly within a lossy tensor */
+    le64 stored;    /* bytes of its blocks */
+    le64 sqnr;      /* dB, IEEE double; +infinity for lossless */
+    le64 max_error; /* largest absolute error, IEEE double */
+    le16 dtype;     /* enum hc_dtype */
+    le16 rank;      /* number of dimensions, le64 each, that follow */
+    le32 name_len;  /* bytes of the name that follows them */
 };
 _Static_assert(sizeof(struct hfs_disk_tensor) == 64, "tensor");
 
