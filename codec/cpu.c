@@ -19,7 +19,7 @@ const struct hc_kernels *hc_kernels_of(enum hc_isa isa)
 {
 #if defined(__x86_64__)
     if (isa == HC_ISA_AVX2 && hc_isa_best() == HC_ISA_AVX2)
-        return &hc_kernels_avx2;
+        return hc_kernels_avx2_fastest();
 #endif
     (void)isa;
     return &hc_kernels_portable;

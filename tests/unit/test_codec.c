@@ -229,6 +229,8 @@ static void test_nearest_point_is_the_trees(void **unused)
 {
     (void)unused;
     enum { QUERIES = 20000 };
+    const struct hc_kernels *kernels[] = {hc_kernels_of(HC_ISA_PORTABLE),
+                                          hc_kernels_of(HC_ISA_AVX2)};
     for (unsigned split = 1; split <= 5; split += 2) {
         struct hc_trajectory t;
         struct hc_lattice *l;
@@ -256,8 +258,7 @@ static void test_nearest_point_is_the_trees(void **unused)
                 uint8_t phase = (uint8_t)k;
                 for (int isa = HC_ISA_PORTABLE; isa <= (int)hc_isa_best(); isa++) {
                     int32_t place;
-                    hc_kernels_of((enum hc_isa)isa)
-                        ->nearest_places(&place, &m, &n, &phase, 1, &q, 1 << 12, 1 << 23);
+                    kernels[isa]->nearest_places(&place, &m, &n, &phase, 1, &q, 1 << 12, 1 << 23);
                     place -= 1 << 23;
                     int32_t pn = ((place % 4096) + 4096 + 2048) % 4096 - 2048;
                     struct hc_point p = {(place - pn) / 4096, pn};
@@ -350,6 +351,51 @@ static void test_viterbi_is_optimal(void **unused)
         free(decisions);
     }
 }
+
+#if defined(__x86_64__)
+/* With gathers, without them and portably the same pairs are decoded, whatever the job. */
+static void test_kernels_decode_alike(void **unused)
+{
+    (void)unused;
+    enum { N = 1003, POINTS = 1 << 16 };
+    uint8_t *table = malloc(2 * 2 * POINTS * 16), hi[N + 64], low[N + 64];
+    uint64_t c0[N / 64 + 1], c1[N / 64 + 1];
+    if (hc_isa_best() != HC_ISA_AVX2) {
+        free(table);
+        return;
+    }
+    for (size_t i = 0; i < 2 * 2 * POINTS * 2; i++)
+        store64(table + 8 * i, random64());
+    for (unsigned low_bits = 0; low_bits <= 8; low_bits++) {
+        static uint8_t out[3][16 * N];
+        const struct hc_kernels *k[] = {&hc_kernels_portable, &hc_kernels_avx2,
+                                        &hc_kernels_avx2_by_loads};
+        for (size_t i = 0; i < N + 64; i++)
+            hi[i] = (uint8_t)random64(), low[i] = (uint8_t)random64();
+        for (size_t i = 0; i < N / 64 + 1; i++)
+            c0[i] = random64(), c1[i] = random64();
+        for (unsigned width = 4; width <= 16; width *= 2) {
+            for (int i = 0; i < 3; i++) {
+                struct hc_decode_job job = {.hi = hi,
+                                            .low = low,
+                                            .low_bits = low_bits,
+                                            .c0 = c0,
+                                            .c1 = c1,
+                                            .table = table,
+                                            .half = 2 * POINTS,
+                                            .n = N,
+                                            .dst = out[i]};
+                (width == 4   ? k[i]->decode_pairs4
+                 : width == 8 ? k[i]->decode_pairs8
+                              : k[i]->decode_pairs16)(&job);
+            }
+            assert_memory_equal(out[0], out[1], width * N);
+            assert_memory_equal(out[0], out[2], width * N);
+        }
+    }
+    free(table);
+}
+#endif
 
 /* ---- whole blocks ---- */
 
@@ -767,6 +813,9 @@ int main(void)
         cmocka_unit_test_setup(test_nearest_point_is_the_trees, seed),
         cmocka_unit_test_setup(test_planes_are_the_trellis_step_by_step, seed),
         cmocka_unit_test_setup(test_viterbi_is_optimal, seed),
+#if defined(__x86_64__)
+        cmocka_unit_test_setup(test_kernels_decode_alike, seed),
+#endif
         cmocka_unit_test_setup(test_decoder_follows_the_description, seed),
         cmocka_unit_test_setup(test_trajectory_round_trip, seed),
         cmocka_unit_test_setup(test_extreme_values, seed),
