@@ -12,9 +12,10 @@
 
 enum {
     CALIBRATIONS = 4, /* encodings of the samples, at most, until the step fits */
-    SPLIT_TRIALS = 3, /* window sizes tried, */
-    TRIAL_NU = 4,     /*   with a small trellis: the ranks are distributed alike */
-    ROUNDS = 64       /* of the iteration between window and root mean square */
+    SPLIT_TRIALS = 3, /* window sizes tried, on this many samples of a large tensor, */
+    TRIAL_BLOCKS = 2,
+    TRIAL_NU = 4, /* with a small trellis: the ranks are distributed alike */
+    ROUNDS = 64   /* of the iteration between window and root mean square */
 };
 
 /* A window that costs less than this for the pairs outside of it, in bits a pair, is large
@@ -28,7 +29,8 @@ struct samples {
     const uint8_t *const *block;
     const size_t *len;
     unsigned count;
-    bool whole; /* they are the whole tensor */
+    unsigned trials; /* of them that windows are tried on */
+    bool whole;      /* they are the whole tensor */
     unsigned nu;
 };
 
@@ -220,7 +222,7 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
             return -ERANGE;
         int rc = code_of(scan->dtype, TRIAL_NU, split, &f, zero_map, &code);
         if (rc == 0)
-            rc = try_code(&code, w, s, s->count, &stats, &bytes);
+            rc = try_code(&code, w, s, s->trials, &stats, &bytes);
         if (rc)
             return rc;
         trials++;
@@ -303,10 +305,10 @@ int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct
               struct hc_code *out)
 {
     const struct hc_code lossless = hc_lossless(scan->dtype, 0);
-    struct samples s = {sample, sample_len, nsamples, false, 0};
+    struct samples s = {.block = sample, .len = sample_len, .count = nsamples};
     struct hc_block_stats stats;
     struct hc_code code;
-    uint64_t bytes, lossless_bytes, sampled = 0;
+    uint64_t bytes, lossless_bytes, sampled = 0, tried = 0;
 
     if (target->nu > HC_MAX_NU || target->nu_small > HC_MAX_NU || !(target->sqnr_db >= HC_MIN_DB) ||
         !(target->sqnr_db <= HC_MAX_DB) || nsamples == 0)
@@ -317,6 +319,7 @@ int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct
     for (unsigned b = 0; b < nsamples; b++)
         sampled += sample_len[b];
     s.whole = sampled == scan->elements * (hc_dtype_bits(scan->dtype) / 8);
+    s.trials = s.whole || nsamples < TRIAL_BLOCKS ? nsamples : TRIAL_BLOCKS;
     s.nu = s.whole ? target->nu_small : target->nu;
 
     int rc = choose_lossy(scan, target, w, &s, &code, &bytes);
@@ -324,8 +327,12 @@ int hc_choose(const struct hc_scan *scan, const struct hc_target *target, struct
         return rc;
     if (rc) /* cannot be coded this way: stays lossless */
         return 0;
-    rc = try_code(&lossless, w, &s, nsamples, &stats, &lossless_bytes);
-    if (rc == 0 && bytes < lossless_bytes)
+    /* The lossless code of the trial blocks stands for all samples: it is two to five times larger
+     * unless the weights are strange, and those show everywhere. */
+    rc = try_code(&lossless, w, &s, s.trials, &stats, &lossless_bytes);
+    for (unsigned b = 0; b < s.trials; b++)
+        tried += sample_len[b];
+    if (rc == 0 && (double)bytes / (double)sampled < (double)lossless_bytes / (double)tried)
         *out = code;
     return rc;
 }

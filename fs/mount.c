@@ -153,7 +153,7 @@ static bool first_request(struct mount *m)
     return m->fs.started;
 }
 
-/* The kernel's default of 128 KiB costs half of the speed. Only root may change it. */
+/* The kernel's default of 128 KiB costs up to half of the speed. Only root may change it. */
 static void raise_read_ahead(const struct mount *m)
 {
     int kb = m->o->read_ahead_kb < 0 ? DEFAULT_READ_AHEAD_KB : m->o->read_ahead_kb;
@@ -261,22 +261,21 @@ static int loop(struct mount *m)
 static bool still_mounted(const struct mount *m)
 {
     struct pollfd fd = {.fd = fuse_session_fd(m->session)};
-    return m->mounted && !(poll(&fd, 1, 0) == 1 && fd.revents & POLLERR);
+    return !(poll(&fd, 1, 0) == 1 && fd.revents & POLLERR);
 }
 
 static void take_down(struct mount *m)
 {
-    bool mounted = m->session && still_mounted(m);
-    /* As an ordinary user libfuse could not unmount any more: the other process does it, after
-     * the connection is closed by fuse_session_destroy. */
-    if (m->mounted && !m->has_unmounter)
+    /* As an ordinary user libfuse could not unmount any more. It finds the work done and only
+     * closes the connection. */
+    if (m->has_unmounter)
+        unmounter_end(&m->unmounter, still_mounted(m));
+    if (m->mounted)
         fuse_session_unmount(m->session);
     if (m->handles_signals)
         fuse_remove_signal_handlers(m->session);
     if (m->session)
         fuse_session_destroy(m->session);
-    if (m->has_unmounter)
-        unmounter_end(&m->unmounter, mounted);
     hfs_reader_free(m->fs.reader);
     hfs_xattrs_free(m->fs.xattrs);
     hfs_image_close(m->fs.img);

@@ -20,6 +20,12 @@ enum { KEY_IGNORED, KEY_MEMORY, KEY_THREADS, KEY_READ_AHEAD, KEY_MAX_READ, KEY_F
         text, offsetof(struct mount_options, field), 1                                             \
     }
 
+/* FUSE_OPT_KEY, with the conversion that clang asks for. */
+#define KEY(text, key)                                                                             \
+    {                                                                                              \
+        text, (unsigned long)-1U, key                                                              \
+    }
+
 static const struct fuse_opt specification[] = {
     FLAG("-h", help),
     FLAG("--help", help),
@@ -33,38 +39,38 @@ static const struct fuse_opt specification[] = {
     FLAG("clone_fd", clone_fd),
     FLAG("allow_other", allow_other),
     FLAG("default_permissions", default_permissions),
-    FUSE_OPT_KEY("memory=", KEY_MEMORY),
-    FUSE_OPT_KEY("max_threads=", KEY_THREADS),
-    FUSE_OPT_KEY("read_ahead_kb=", KEY_READ_AHEAD),
-    FUSE_OPT_KEY("max_read=", KEY_MAX_READ),
-    FUSE_OPT_KEY("fsname=", KEY_FSNAME),
+    KEY("memory=", KEY_MEMORY),
+    KEY("max_threads=", KEY_THREADS),
+    KEY("read_ahead_kb=", KEY_READ_AHEAD),
+    KEY("max_read=", KEY_MAX_READ),
+    KEY("fsname=", KEY_FSNAME),
     /* Always read-only, without devices and without set-user-ID programs, whatever mount(8)
      * passes: it says rw, suid and dev unless told otherwise. */
-    FUSE_OPT_KEY("ro", KEY_IGNORED),
-    FUSE_OPT_KEY("rw", KEY_IGNORED),
-    FUSE_OPT_KEY("suid", KEY_IGNORED),
-    FUSE_OPT_KEY("dev", KEY_IGNORED),
-    FUSE_OPT_KEY("nosuid", KEY_IGNORED),
-    FUSE_OPT_KEY("nodev", KEY_IGNORED),
+    KEY("ro", KEY_IGNORED),
+    KEY("rw", KEY_IGNORED),
+    KEY("suid", KEY_IGNORED),
+    KEY("dev", KEY_IGNORED),
+    KEY("nosuid", KEY_IGNORED),
+    KEY("nodev", KEY_IGNORED),
     /* We have our own, and there is nothing to do with an fstab's. */
-    FUSE_OPT_KEY("subtype=", KEY_IGNORED),
-    FUSE_OPT_KEY("defaults", KEY_IGNORED),
-    FUSE_OPT_KEY("auto", KEY_IGNORED),
-    FUSE_OPT_KEY("noauto", KEY_IGNORED),
-    FUSE_OPT_KEY("user", KEY_IGNORED),
-    FUSE_OPT_KEY("user=", KEY_IGNORED),
-    FUSE_OPT_KEY("nouser", KEY_IGNORED),
-    FUSE_OPT_KEY("users", KEY_IGNORED),
-    FUSE_OPT_KEY("owner", KEY_IGNORED),
-    FUSE_OPT_KEY("group", KEY_IGNORED),
-    FUSE_OPT_KEY("_netdev", KEY_IGNORED),
-    FUSE_OPT_KEY("nofail", KEY_IGNORED),
-    FUSE_OPT_KEY("comment=", KEY_IGNORED),
-    FUSE_OPT_KEY("relatime", KEY_IGNORED),
-    FUSE_OPT_KEY("norelatime", KEY_IGNORED),
-    FUSE_OPT_KEY("strictatime", KEY_IGNORED),
-    FUSE_OPT_KEY("lazytime", KEY_IGNORED),
-    FUSE_OPT_KEY("nolazytime", KEY_IGNORED),
+    KEY("subtype=", KEY_IGNORED),
+    KEY("defaults", KEY_IGNORED),
+    KEY("auto", KEY_IGNORED),
+    KEY("noauto", KEY_IGNORED),
+    KEY("user", KEY_IGNORED),
+    KEY("user=", KEY_IGNORED),
+    KEY("nouser", KEY_IGNORED),
+    KEY("users", KEY_IGNORED),
+    KEY("owner", KEY_IGNORED),
+    KEY("group", KEY_IGNORED),
+    KEY("_netdev", KEY_IGNORED),
+    KEY("nofail", KEY_IGNORED),
+    KEY("comment=", KEY_IGNORED),
+    KEY("relatime", KEY_IGNORED),
+    KEY("norelatime", KEY_IGNORED),
+    KEY("strictatime", KEY_IGNORED),
+    KEY("lazytime", KEY_IGNORED),
+    KEY("nolazytime", KEY_IGNORED),
     FUSE_OPT_END,
 };
 

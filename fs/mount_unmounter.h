@@ -23,8 +23,7 @@ struct unmounter {
 int unmounter_start(struct unmounter *u, const char *mountpoint, const int *close_fds, unsigned n,
                     bool quiet);
 
-/* Ends it and waits for that. mounted: unmount first; the connection to the kernel must be
- * closed by then. */
+/* Ends it and waits for that. mounted: unmount first. */
 void unmounter_end(struct unmounter *u, bool mounted);
 
 #endif

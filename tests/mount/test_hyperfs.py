@@ -232,8 +232,7 @@ def test_memory_is_bounded(image, source):
             return next(int(line.split()[1]) << 10 for line in status.splitlines()
                         if line.startswith("VmHWM"))
     large, small = peak("memory=256M"), peak("memory=4M")
-    assert large > 20 << 20, "the cache keeps nothing"
-    assert small < 20 << 20
+    assert large - small > 14 << 20, "the cache keeps nothing, or more than it may"
 
 
 # ---- read-only ----
@@ -279,9 +278,8 @@ def test_nothing_can_be_written(mnt):
 def test_nothing_can_be_written_after_a_remount(image):
     """The kernel lets root make any mount writable; then we have to refuse by ourselves."""
     with mounted(image) as point:
-        if run(["mount", "-i", "-o", "remount,rw", point], check=False).returncode != 0:
-            pytest.skip("no remount here")
-        assert not os.statvfs(point).f_flag & os.ST_RDONLY
+        refused = run(["mount", "-i", "-o", "remount,rw", point], check=False).returncode != 0
+        assert bool(os.statvfs(point).f_flag & os.ST_RDONLY) == refused
         assert {name: outcome(w, point) for name, w in WRITES.items()} == dict.fromkeys(
             WRITES, errno.EROFS)
 
@@ -629,7 +627,8 @@ def mount_as_nobody(tool, folder, *args):
 
 
 @as_root
-@pytest.mark.parametrize("ending", ["fusermount3", "SIGTERM", "SIGKILL", "foreground"])
+@pytest.mark.parametrize("ending", ["fusermount3", "SIGTERM", "file open", "SIGKILL",
+                                    "foreground"])
 def test_ordinary_user(ending, source, open_to_all, copied_tool):
     """Whichever way it ends, no mount stays behind."""
     folder, point = open_to_all, open_to_all / "mnt"
@@ -645,6 +644,11 @@ def test_ordinary_user(ending, source, open_to_all, copied_tool):
         pid = daemon_of(point)
     digest = run([*NOBODY, "sha256sum", point / name]).stdout.split()[0]
     assert digest == hashlib.sha256((source / name).read_bytes()).hexdigest()
+    if ending == "file open":
+        reader = subprocess.Popen(
+            [*NOBODY, "sh", "-c", f"exec 3< '{point}/{name}' && echo open && exec sleep 30"],
+            stdout=subprocess.PIPE)
+        assert reader.stdout.readline() == b"open\n"
     if ending == "fusermount3":
         run([*NOBODY, "fusermount3", "-u", point])
     else:
@@ -652,6 +656,9 @@ def test_ordinary_user(ending, source, open_to_all, copied_tool):
     if ending == "foreground":
         assert daemon.wait(10) == 0
     wait_until(lambda: not is_running(pid))
+    if ending == "file open":
+        reader.terminate()
+        reader.wait()
     wait_until(lambda: str(point) not in Path("/proc/self/mounts").read_text())
     assert os.listdir(point) == []
 
