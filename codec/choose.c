@@ -208,7 +208,7 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
     const double mse = hc_trellis_taps(s->nu).mse, trial_mse = hc_trellis_taps(TRIAL_NU).mse;
     const double trial_db = target->sqnr_db - 10 * log10(trial_mse / mse);
     const double exact_bits = 16 + 2.0 * hc_dtype_bits(scan->dtype);
-    uint64_t least = UINT64_MAX;
+    double least = INFINITY;
     unsigned trials = 0;
 
     for (unsigned split = 1; split <= HC_MAX_SPLIT && trials < SPLIT_TRIALS; split++) {
@@ -226,13 +226,16 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
         if (rc)
             return rc;
         trials++;
-        if (bytes >= least)
-            continue;
-        least = bytes;
-        *best_fit = f;
         double miss = miss_of(&stats, s, &f, trial_db);
-        if (isfinite(miss))
-            f.d *= pow(10, miss / 20);
+        if (!isfinite(miss))
+            miss = 0;
+        /* Sizes are compared at one SQNR: 6.02 dB are a bit a weight. */
+        double bits = (double)bytes * 8 / (double)(stats.carried + stats.exact) - miss / 6.0206;
+        if (bits >= least)
+            continue;
+        least = bits;
+        *best_fit = f;
+        f.d *= pow(10, miss / 20);
         rc = code_of(scan->dtype, s->nu, split, &f, zero_map, best);
         if (rc)
             return rc;
