@@ -2,8 +2,8 @@
 """bench/codec.py: what the code reaches in size and speed, with pass or miss beside each limit.
 
 Run by `make bench-codec`. Everything is measured file to file with the tools in build/, but the
-figures of one core in memory (build/bench/speed). Writes bench/results/codec.md and codec.json,
-and the plots docs/rate-distortion.svg and docs/perplexity.svg.
+figures of one core in memory (build/bench/speed). Writes bench/results/codec.md and codec.json
+and the plot docs/rate-distortion.svg.
 
 HYPERFS_MODELS names a folder of further models (../shared/models); those that are missing are
 left out, and the table says so.
@@ -226,7 +226,7 @@ def peers(report, curves):
     return points
 
 
-def lossless(report, models, work, speed):
+def lossless(report, models, work):
     import zipnn
     report.add("## Lossless\n")
     rng = np.random.default_rng(20260101)
@@ -384,7 +384,7 @@ def main():
         speeds(report, speed)
         real_models(report, models, image, curves)
         points = peers(report, curves)
-        lossless(report, models, work, speed)
+        lossless(report, models, work)
         pruned(report, models, work, image)
     plot(curves["BF16"], points)
     report.add(f"{len(report.missed)} missed" + (": " + "; ".join(report.missed) if report.missed

@@ -41,7 +41,7 @@ FAMILIES = {"ggml_": ("k-quants, i-quants", "s", "tab:blue"), "bnb_": ("NF4", "D
 # Formats named in the plot, and where the name stands: points right and up of the mark.
 LABELS = {"Q8_0": (6, -2, "left"), "Q6_K": (6, -2, "left"), "Q5_K": (6, -2, "left"),
           "Q4_K": (6, -6, "left"), "Q3_K": (6, -2, "left"), "Q4_0": (6, -2, "left"),
-          "IQ4_XS": (-50, -32, "right"), "MXFP4": (6, -2, "left"), "Q3_K_M": (-6, -3, "right"),
+          "IQ4_XS": (-50, -32, "right"), "MXFP4": (6, -2, "left"), "Q3_K_M": (-13, -3, "right"),
           "Q4_K_M": (-1, -11, "right"), "Q5_K_M": (5, 4, "left")}
 
 
@@ -223,7 +223,7 @@ def plot(result, peers):
          [(r["bits"], 100 * (r["perplexity"] / result["perplexity"] - 1))
           for r in result["hyperfs"] if r["perplexity"] > result["perplexity"]],
          LABELS | {"Q4_K_M": (6, -2, "left"), "Q3_K_M": (-8, -9, "right"),
-                   "Q5_K_M": (-8, -9, "right")})
+                   "Q5_K_M": (4, -11, "left")})
     other.set(title="change of perplexity", ylabel="%", xlim=(2.3, 9.2))
     left.legend(fontsize=7, loc="upper right")
     figure.tight_layout()

@@ -25,6 +25,12 @@ static const double outside_cost = 0.03;
 /* dB, by which sample blocks that are not the whole tensor may correct the step. */
 static const double sample_trust = 1.0;
 
+/* Shrinking by this times (d / rms)^2 gives Gaussian weights the shortest code at equal SQNR: a
+ * point's cost rises by log2(e) / (2 rms^2) bits with its squared length, so that the nearest
+ * point to a shrunk weight is the cheapest one under squared error plus lambda times bits. */
+static const double shrink_factor = 0.09;
+static const double shrink_most = 0.05;
+
 struct samples {
     const uint8_t *const *block;
     const size_t *len;
@@ -60,7 +66,9 @@ static double median_square(const struct hc_scan *s)
 static struct fit fit_window(const struct hc_scan *s, double sqnr_db, double mse, double reach)
 {
     struct fit f = {.mean_square = median_square(s) / 1.386};
-    const double noise = pow(10, -sqnr_db / 10) / mse;
+    /* d^2 over the mean square; shrinking adds (shrink * rms)^2 to the noise of the trellis. */
+    double noise = pow(10, -sqnr_db / 10) / mse;
+    noise /= 1 + shrink_factor * shrink_factor * noise / mse;
     uint64_t total = hc_scan_outside(s);
 
     for (unsigned b = 0; b < HC_SCAN_FINITE; b++)
@@ -93,12 +101,6 @@ static uint32_t npoints_of(unsigned split)
 {
     return 256u << (split - 1);
 }
-
-/* Shrinking by this times (d / rms)^2 gives Gaussian weights the shortest code at equal SQNR: a
- * point's cost rises by log2(e) / (2 rms^2) bits with its squared length, so that the nearest
- * point to a shrunk weight is the cheapest one under squared error plus lambda times bits. */
-static const double shrink_factor = 0.09;
-static const double shrink_most = 0.05;
 
 /* The trajectory code of window `split` for weights that fit. */
 static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, const struct fit *f,
@@ -229,8 +231,10 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
         double miss = miss_of(&stats, s, &f, trial_db);
         if (!isfinite(miss))
             miss = 0;
-        /* Sizes are compared at one SQNR: 6.02 dB are a bit a weight. */
-        double bits = (double)bytes * 8 / (double)(stats.carried + stats.exact) - miss / 6.0206;
+        /* Sizes of a whole tensor are compared at one SQNR, 6.02 dB being a bit a weight; samples
+         * know the noise less well than the formula does. */
+        double bits = (double)bytes * 8 / (double)(stats.carried + stats.exact);
+        bits -= s->whole ? miss / 6.0206 : 0;
         if (bits >= least)
             continue;
         least = bits;
