@@ -1,6 +1,6 @@
 /* A k-d tree over points of the plane: the reference for nearest points.
  *
- * The encoder finds nearest points in closed form (kernels_common.h, phase_distance), which
+ * The encoder finds nearest points in closed form (kernels_common.h, cell_distance), which
  * lattices allow; this tree (libkdtree++) finds them by search, from the points alone, and is what
  * tests and benchmarks hold the closed form against. Not linked into the tools.
  */

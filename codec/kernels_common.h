@@ -73,19 +73,28 @@ static void merge_planes(uint8_t *restrict dst, const uint8_t *restrict planes, 
     }
 }
 
-/* Squared distance from (x, y), fine lattice coordinates, to the nearest point of phase (a, b).
- *
- * In coarse coordinates the cell's fraction (u, v) lies in one of the two triangles that the
- * cell's short diagonal makes; reflected into the lower one, the nearest point is one of
- * its corners (0,0), (1,0), (0,1), because the triangle is not obtuse (it is a Delaunay
- * triangle of a reduced basis). */
-static inline float phase_distance(float x, float y, float a, float b, const struct hc_quadratic *q)
+/* Fraction of a coarse lattice coordinate that is half of a fine one: in [0, 1). */
+static inline float coarse_fraction(float x)
 {
-    float s = (x - a) * 0.5f, t = (y - b) * 0.5f;
-    float i = (float)(int32_t)s, j = (float)(int32_t)t;
-    float u = s - i, v = t - j;
-    u += u < 0.0f ? 1.0f : 0.0f;
-    v += v < 0.0f ? 1.0f : 0.0f;
+    float s = x * 0.5f;
+    float u = s - (float)(int32_t)s;
+    return u + (u < 0.0f ? 1.0f : 0.0f);
+}
+
+/* The same for the phase that is shifted by half a coarse step. */
+static inline float shifted(float u)
+{
+    return u + (u < 0.5f ? 0.5f : -0.5f);
+}
+
+/* Squared distance to the nearest point of a phase from the place (u, v) in a cell of its coarse
+ * lattice.
+ *
+ * The cell's short diagonal cuts it into two triangles; reflected into the lower one, the nearest
+ * point is one of its corners (0,0), (1,0), (0,1), because the triangle is not obtuse (it is a
+ * Delaunay triangle of a reduced basis). */
+static inline float cell_distance(float u, float v, const struct hc_quadratic *q)
+{
     int upper = u + v > 1.0f;
     float uu = upper ? 1.0f - u : u, vv = upper ? 1.0f - v : v;
     float au = q->a * uu + q->b * vv, cv = q->b * uu + q->c * vv;
@@ -101,11 +110,13 @@ static void branch_metrics(uint32_t *restrict metric, const float *restrict x,
 {
     const struct hc_quadratic q = *quadratic;
     for (size_t t = 0; t < n; t++) {
+        float u = coarse_fraction(x[t]), v = coarse_fraction(y[t]);
+        float us = shifted(u), vs = shifted(v);
         float d[4];
-        d[0] = phase_distance(x[t], y[t], 0.0f, 0.0f, &q);
-        d[1] = phase_distance(x[t], y[t], 1.0f, 0.0f, &q);
-        d[2] = phase_distance(x[t], y[t], 0.0f, 1.0f, &q);
-        d[3] = phase_distance(x[t], y[t], 1.0f, 1.0f, &q);
+        d[0] = cell_distance(u, v, &q);
+        d[1] = cell_distance(us, v, &q);
+        d[2] = cell_distance(u, vs, &q);
+        d[3] = cell_distance(us, vs, &q);
         float m01 = d[0] < d[1] ? d[0] : d[1], m23 = d[2] < d[3] ? d[2] : d[3];
         float m = m01 < m23 ? m01 : m23;
         uint32_t k[4];

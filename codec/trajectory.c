@@ -334,11 +334,52 @@ size_t hc_trajectory_encode(const struct hc_code *code, const struct hc_quantise
     return (size_t)(at - dst) + l.odd;
 }
 
+enum { LANES = 8 };
+
+/* Sums of a run of pairs, in lanes so that the compiler makes vectors of them and the order of
+ * additions is the same everywhere. */
+struct sums {
+    double signal[LANES], noise[LANES], max_error[LANES];
+    int bad[LANES];
+};
+
+/* Adds n pairs of weights a and their decoded values b, but those that are stored exactly. */
+static void add_errors(struct sums *s, const double *a, const double *b, const uint8_t *outside,
+                       size_t n, double slack, double relative)
+{
+    for (size_t t = 0; t < n; t += LANES)
+        for (size_t k = 0; k < LANES; k++) {
+            size_t i = t + k;
+            double ex = fabs(a[2 * i] - b[2 * i]), ey = fabs(a[2 * i + 1] - b[2 * i + 1]);
+            double size = a[2 * i] * a[2 * i] + a[2 * i + 1] * a[2 * i + 1];
+            double error = ex * ex + ey * ey, larger = ex > ey ? ex : ey;
+            int carried = !outside[i];
+            s->bad[k] |= carried & !(error <= slack + size * relative);
+            s->signal[k] += carried ? size : 0.0;
+            s->noise[k] += carried ? error : 0.0;
+            larger = carried ? larger : 0.0;
+            s->max_error[k] = larger > s->max_error[k] ? larger : s->max_error[k];
+        }
+}
+
+/* Counts the pairs stored exactly; false if one did not come back as it was. */
+static bool exact_pairs_equal(const uint8_t *outside, const uint8_t *src, const uint8_t *decoded,
+                              size_t pairs, size_t pair_bytes, uint64_t *count)
+{
+    for (size_t t = 0; t < pairs; t++) {
+        if (!outside[t])
+            continue;
+        if (memcmp(src + t * pair_bytes, decoded + t * pair_bytes, pair_bytes) != 0)
+            return false;
+        *count += 1;
+    }
+    return true;
+}
+
 bool hc_trajectory_measure(const struct hc_code *code, const struct hc_quantiser *q,
                            const struct hc_work *w, const uint8_t *src, const uint8_t *decoded,
                            size_t raw_len, struct hc_block_stats *stats)
 {
-    enum { LANES = 8 };
     const struct layout l = layout_of(code, raw_len);
     /* To the lattice's error a, at most the covering radius, come the shrinking of the
      * weight and the rounding to the dtype: in relation to the weight, or by half the spacing
@@ -346,36 +387,30 @@ bool hc_trajectory_measure(const struct hc_code *code, const struct hc_quantiser
     const int least = code->dtype == HC_F16 ? -24 : code->dtype == HC_BF16 ? -133 : -149;
     const double slack = 1.15 * q->cover2 + ldexp(16, 2 * least);
     const double relative = 22 * q->shrink * q->shrink + 0x1p-13;
-    double a[2 * CHUNK], b[2 * CHUNK], signal[LANES] = {0}, noise[LANES] = {0};
+    double a[2 * CHUNK], b[2 * CHUNK];
+    struct sums s = {0};
+    uint64_t exact = 0;
+    bool good = true;
 
     memset(stats, 0, sizeof *stats);
     for (size_t from = 0; from < l.pairs; from += CHUNK) {
         size_t n = l.pairs - from < CHUNK ? l.pairs - from : CHUNK;
+        size_t padded = (n + LANES - 1) / LANES * LANES;
         hc_weights_load(a, src + from * 2 * l.elem, 2 * n, code->dtype);
         hc_weights_load(b, decoded + from * 2 * l.elem, 2 * n, code->dtype);
-        for (size_t t = 0; t < n; t++) {
-            if (w->e.outside[from + t]) {
-                size_t at = (from + t) * 2 * l.elem;
-                if (memcmp(src + at, decoded + at, 2 * l.elem) != 0)
-                    return false;
-                stats->exact += 2;
-                continue;
-            }
-            double ex = a[2 * t] - b[2 * t], ey = a[2 * t + 1] - b[2 * t + 1];
-            double size = a[2 * t] * a[2 * t] + a[2 * t + 1] * a[2 * t + 1];
-            if (!(ex * ex + ey * ey <= slack + size * relative))
-                return false;
-            signal[t % LANES] += size;
-            noise[t % LANES] += ex * ex + ey * ey;
-            double largest = fabs(ex) > fabs(ey) ? fabs(ex) : fabs(ey);
-            stats->max_error = largest > stats->max_error ? largest : stats->max_error;
-        }
+        for (size_t i = 2 * n; i < 2 * padded; i++)
+            a[i] = b[i] = 0;
+        add_errors(&s, a, b, w->e.outside + from, padded, slack, relative);
     }
     for (int k = 0; k < LANES; k++) {
-        stats->signal += signal[k];
-        stats->noise += noise[k];
+        stats->signal += s.signal[k];
+        stats->noise += s.noise[k];
+        stats->max_error = fmax(stats->max_error, s.max_error[k]);
+        good = good && !s.bad[k];
     }
-    stats->carried = 2 * l.pairs - stats->exact;
-    stats->exact += l.odd / l.elem;
-    return l.odd == 0 || memcmp(src + raw_len - l.odd, decoded + raw_len - l.odd, l.odd) == 0;
+    good = good && exact_pairs_equal(w->e.outside, src, decoded, l.pairs, 2 * l.elem, &exact);
+    stats->carried = 2 * (l.pairs - exact);
+    stats->exact = 2 * exact + l.odd / l.elem;
+    return good &&
+           (l.odd == 0 || memcmp(src + raw_len - l.odd, decoded + raw_len - l.odd, l.odd) == 0);
 }
