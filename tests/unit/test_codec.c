@@ -45,9 +45,9 @@ static double gauss(void)
 static int seed(void **unused)
 {
     (void)unused;
-    const char *s = getenv("SEED");
+    const char *s = getenv("HYPERFS_SEED");
     state = s ? strtoull(s, NULL, 0) : 20260101;
-    print_message("SEED=%llu\n", (unsigned long long)state);
+    print_message("HYPERFS_SEED=%llu\n", (unsigned long long)state);
     return 0;
 }
 
