@@ -638,3 +638,33 @@ def test_bits_a_weight_count_everything(demo_model, image, tools):
     assert told["weights"] == eligible
     assert told["bits_per_weight"] == pytest.approx(8 * image.stat().st_size / eligible, rel=0.02)
     assert math.isclose(told["ratio"], told["source_bytes"] / told["image_bytes"], rel_tol=1e-6)
+
+
+# ---- size ----
+
+def test_more_than_2_to_the_31_elements(tmp_path, tools):
+    """A tensor of 4 GiB, nearly all of it a hole: 64-bit counts and offsets, from end to end."""
+    count, piece = 2**31 + 2, gaussian(1 << 16)
+    path, image = tmp_path / "huge.safetensors", tmp_path / "huge.hyperfs"
+    text = json.dumps({"w": {"dtype": "BF16", "shape": [2, count // 2],
+                             "data_offsets": [0, 2 * count]}}).encode()
+    start = 8 + len(text)
+    places = [0, 2**31 - 60_000, 2**32 + 4 - 2 * piece.size]  # bytes; the last one ends the tensor
+    with open(path, "wb") as f:
+        f.write(header(text))
+        for place in places:
+            f.seek(start + place)
+            f.write(bf16(piece).tobytes())
+    run([tools.mkhyperfs, path, image, "--quality=23", "--effort=fast", "--no-verify"])
+    assert image.stat().st_size < 4 << 20
+    record, = tensors_of(tools, image).values()
+    assert record["code"] == "trajectory" and record["elements"] == count
+    with mounted(image) as point, open(point / path.name, "rb") as f:
+        assert os.fstat(f.fileno()).st_size == path.stat().st_size
+        for place in places:
+            f.seek(start + place)
+            got = np.frombuffer(f.read(2 * piece.size), "<u2").astype("<u4") << 16
+            want = bf16(piece).astype("<u4") << 16
+            assert sqnr_db(want.view("<f4"), got.view("<f4")) > 22.5
+        f.seek(start + 2**31 + 2**30)
+        assert f.read(1 << 20) == bytes(1 << 20)

@@ -224,28 +224,56 @@ static void test_bad_lattices_are_refused(void **unused)
     assert_int_not_equal(hc_lattice_new(&t, &l), 0);
 }
 
-/* The closed form finds the point that a k-d tree over all points finds. */
+/* A trajectory of a random number of points, as many of them ranked as the torus allows. */
+static struct hc_lattice *random_lattice(struct hc_trajectory *t)
+{
+    struct hc_lattice *l;
+    do {
+        hc_lattice_choose(HC_MIN_POINTS + (uint32_t)(random64() % 8000), t);
+        t->npoints = t->points * 7 / 10;
+    } while (hc_lattice_new(t, &l) != 0);
+    return l;
+}
+
+/* Squared distance from (x, y) to the point of a phase that the closed form finds. */
+static double closed_form(const struct hc_kernels *k, const struct hc_trajectory *t,
+                          const struct hc_lattice *l, unsigned phase, double x, double y)
+{
+    enum { STRIDE = 1 << 12, ORIGIN = 1 << 23 };
+    const double det = (double)t->b1[0] * t->b2[1] - (double)t->b1[1] * t->b2[0];
+    const struct hc_quadratic q = {(float)(4.0 * (t->b1[0] * t->b1[0] + t->b1[1] * t->b1[1])),
+                                   (float)(4.0 * (t->b1[0] * t->b2[0] + t->b1[1] * t->b2[1])),
+                                   (float)(4.0 * (t->b2[0] * t->b2[0] + t->b2[1] * t->b2[1]))};
+    const float m = (float)((x * t->b2[1] - y * t->b2[0]) / det);
+    const float n = (float)((y * t->b1[0] - x * t->b1[1]) / det);
+    const uint8_t p = (uint8_t)phase;
+    int32_t place;
+    k->nearest_places(&place, &m, &n, &p, 1, &q, STRIDE, ORIGIN);
+    place -= ORIGIN;
+    int32_t pn = ((place % STRIDE) + STRIDE + STRIDE / 2) % STRIDE - STRIDE / 2;
+    struct hc_point found = {(place - pn) / STRIDE, pn};
+    assert_int_equal((found.m & 1) | (found.n & 1) << 1, phase);
+    double dx = x - hc_point_x(l, found), dy = y - hc_point_y(l, found);
+    return dx * dx + dy * dy;
+}
+
+/* The closed form finds the point that a k-d tree over all points finds: 1.2 million queries on
+ * random trajectories. */
 static void test_nearest_point_is_the_trees(void **unused)
 {
     (void)unused;
-    enum { QUERIES = 20000 };
+    enum { TRAJECTORIES = 30, QUERIES = 10000 };
     const struct hc_kernels *kernels[] = {hc_kernels_of(HC_ISA_PORTABLE),
                                           hc_kernels_of(HC_ISA_AVX2)};
-    for (unsigned split = 1; split <= 5; split += 2) {
+    for (int round = 0; round < TRAJECTORIES; round++) {
         struct hc_trajectory t;
-        struct hc_lattice *l;
-        hc_lattice_for(256u << (split - 1), &t);
-        assert_int_equal(hc_lattice_new(&t, &l), 0);
-        const double det = (double)t.b1[0] * t.b2[1] - (double)t.b1[1] * t.b2[0];
-        const struct hc_quadratic q = {(float)(4.0 * (t.b1[0] * t.b1[0] + t.b1[1] * t.b1[1])),
-                                       (float)(4.0 * (t.b1[0] * t.b2[0] + t.b1[1] * t.b2[1])),
-                                       (float)(4.0 * (t.b2[0] * t.b2[0] + t.b2[1] * t.b2[1]))};
+        struct hc_lattice *l = random_lattice(&t);
         const double window = l->radius - hc_lattice_covering_radius(&t);
-        for (unsigned k = 0; k < 4; k++) {
-            double *px = calloc(l->npoints, sizeof *px), *py = calloc(l->npoints, sizeof *py);
+        double *px = calloc(l->npoints, sizeof *px), *py = calloc(l->npoints, sizeof *py);
+        for (unsigned phase = 0; phase < 4; phase++) {
             for (uint32_t i = 0; i < l->npoints; i++) {
-                px[i] = hc_point_x(l, l->point[k][i]);
-                py[i] = hc_point_y(l, l->point[k][i]);
+                px[i] = hc_point_x(l, l->point[phase][i]);
+                py[i] = hc_point_y(l, l->point[phase][i]);
             }
             struct hc_kdtree *tree = hc_kdtree_new(px, py, l->npoints);
             assert_non_null(tree);
@@ -253,25 +281,16 @@ static void test_nearest_point_is_the_trees(void **unused)
                 double angle = 6.283185307179586 * uniform(), r = window * sqrt(uniform());
                 double x = r * cos(angle), y = r * sin(angle), least;
                 hc_kdtree_nearest(tree, x, y, &least);
-                float m = (float)((x * t.b2[1] - y * t.b2[0]) / det);
-                float n = (float)((y * t.b1[0] - x * t.b1[1]) / det);
-                uint8_t phase = (uint8_t)k;
-                for (int isa = HC_ISA_PORTABLE; isa <= (int)hc_isa_best(); isa++) {
-                    int32_t place;
-                    kernels[isa]->nearest_places(&place, &m, &n, &phase, 1, &q, 1 << 12, 1 << 23);
-                    place -= 1 << 23;
-                    int32_t pn = ((place % 4096) + 4096 + 2048) % 4096 - 2048;
-                    struct hc_point p = {(place - pn) / 4096, pn};
-                    assert_int_equal((p.m & 1) | (p.n & 1) << 1, k);
-                    double dx = x - hc_point_x(l, p), dy = y - hc_point_y(l, p);
-                    /* Single precision may take either of two points that are equally near. */
-                    assert_true(dx * dx + dy * dy <= least * (1 + 1e-4) + 1e-2);
-                }
+                double got = closed_form(kernels[i % 2], &t, l, phase, x, y);
+                /* Single precision may take either of two points that are equally near. */
+                if (got > least * (1 + 1e-4) + 1e-2)
+                    fail_msg("U=%u z=%u phase %u (%.9g, %.9g): %.9g, tree %.9g", t.points,
+                             t.winding, phase, x, y, got, least);
             }
             hc_kdtree_free(tree);
-            free(px);
-            free(py);
         }
+        free(px);
+        free(py);
         hc_lattice_free(l);
     }
 }
@@ -649,6 +668,41 @@ static void test_hopeless_tensors_stay_lossless(void **unused)
     free(raw);
 }
 
+/* Tensors at the edges of their types: they come out at their SQNR or exactly, never wrong. */
+static void test_extreme_tensors(void **unused)
+{
+    (void)unused;
+    enum { N = 8191, KINDS = 5 };
+    static const double least[] = {0x1p-24, 0x1p-133, 0x1p-149, 0x1p-1074};
+    static const double most[] = {65504, 3.3e38, 3.4e38, 1.7e308};
+    for (int k = 0; k < 4; k++)
+        for (int kind = 0; kind < KINDS; kind++) {
+            enum hc_dtype t = weight_types[k];
+            const size_t e = elem_size(t);
+            uint8_t *raw = malloc(N * e), *out = malloc(N * e + 1);
+            struct hc_block_stats s;
+            for (size_t i = 0; i < N; i++) {
+                double g = gauss(), v = 0;
+                v = kind == 0   ? least[k] * rint(300 * g)           /* subnormals */
+                    : kind == 1 ? most[k] * fmax(-1, fmin(1, g / 2)) /* up to the largest */
+                    : kind == 2 ? (i % 2 ? -1 : 1) * (1 + 0.01 * g)  /* alternating */
+                    : kind == 3 ? (i == 77 ? most[k] : 0.02 * g)     /* an outlier */
+                                : exp(fmin(4, fmax(-12, 3 * g)));    /* skewed, all positive */
+                hc_weight_store(raw + i * e, v, t);
+            }
+            struct hc_code code = chosen(t, raw, N, 23);
+            both_ways(&code, raw, N * e, out, &s);
+            if (code.type != HC_CODE_TRAJECTORY)
+                assert_memory_equal(raw, out, N * e);
+            /* All pairs at one place: the noise depends on where the lattice lies, by leaps.
+             * mkhyperfs codes such a tensor again, or exactly. */
+            else if (fabs(hc_sqnr_db(&s) - 23) > (kind == 2 ? 2 : 0.3))
+                fail_msg("%s, kind %d: %.2f dB", hc_dtype_name(t), kind, hc_sqnr_db(&s));
+            free(raw);
+            free(out);
+        }
+}
+
 /* One weight of 1e30 must not set the step for all others. */
 static void test_outlier_does_not_set_the_step(void **unused)
 {
@@ -823,6 +877,7 @@ int main(void)
         cmocka_unit_test_setup(test_lossless_sizes, seed),
         cmocka_unit_test_setup(test_chosen_code_reaches_its_target, seed),
         cmocka_unit_test_setup(test_hopeless_tensors_stay_lossless, seed),
+        cmocka_unit_test_setup(test_extreme_tensors, seed),
         cmocka_unit_test_setup(test_outlier_does_not_set_the_step, seed),
         cmocka_unit_test_setup(test_pruned_tensors, seed),
         cmocka_unit_test_setup(test_records, seed),
