@@ -347,7 +347,7 @@ def plot(curves, points):
     axes.plot([b for b, _ in scalar], [DB_A_BIT * b - s for b, s in scalar], "k--", lw=1,
               label="scalar, ideal entropy code")
     paper = sorted((b, s) for m, b, s in points if m.startswith("hf_U") and m[4:].isdigit())
-    axes.plot([b for b, _ in paper], [DB_A_BIT * b - s for b, s in paper], "x-", color="grey", lw=1,
+    axes.plot([b for b, _ in paper], [DB_A_BIT * b - s for b, s in paper], "x", color="grey", ls="",
               label="the paper (fixed-width index)")
     markers = iter("sD^v<>P*")
     for prefix, label in shown.items():
@@ -358,7 +358,7 @@ def plot(curves, points):
             if prefix == "ggml_":
                 axes.annotate(m[5:], (b, DB_A_BIT * b - s), fontsize=6, xytext=(3, 3),
                               textcoords="offset points")
-    axes.set(xlabel="bits a weight, all side information", xlim=(2, 8.7), ylim=(-0.3, 11.5),
+    axes.set(xlabel="bits a weight, all side information", xlim=(2, 8.7), ylim=(-0.3, 14),
              ylabel="dB lost to Shannon's bound", title="16 M Gaussian weights, BF16")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncol=2, loc="upper left")
