@@ -17,11 +17,10 @@ int hfs_fail(struct hfs_error *err, int code, const char *format, ...)
     return -code;
 }
 
-/* Length of the UTF-8 sequence at s if it is well-formed and stands for U+00A0 or above, else 0.
- * Below are ASCII and the C1 controls, which some terminals obey. */
-static unsigned utf8_length(const unsigned char *s, unsigned len)
+unsigned hfs_utf8(const char *bytes, size_t len, uint32_t *point)
 {
-    static const uint32_t least[5] = {0, 0, 0xa0, 0x800, 0x10000};
+    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    const unsigned char *s = (const unsigned char *)bytes;
     unsigned n = s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
     if (n == 0 || n > len)
         return 0;
@@ -32,7 +31,17 @@ static unsigned utf8_length(const unsigned char *s, unsigned len)
         c = c << 6 | (s[i] & 0x3f);
     }
     bool surrogate = c >= 0xd800 && c <= 0xdfff;
+    *point = c;
     return c >= least[n] && c <= 0x10ffff && !surrogate ? n : 0;
+}
+
+/* Length of the sequence at s if it stands for U+00A0 or above, else 0. Below are ASCII and the C1
+ * controls, which some terminals obey. */
+static unsigned printable_length(const unsigned char *s, unsigned len)
+{
+    uint32_t point;
+    unsigned n = hfs_utf8((const char *)s, len, &point);
+    return n > 0 && point >= 0xa0 ? n : 0;
 }
 
 const char *hfs_printable(char *buf, unsigned size, const char *name, unsigned len)
@@ -45,7 +54,7 @@ const char *hfs_printable(char *buf, unsigned size, const char *name, unsigned l
     for (unsigned i = 0; i < len;) {
         char item[5];
         bool plain = s[i] >= 0x20 && s[i] < 0x7f;
-        unsigned taken = plain ? 1 : utf8_length(s + i, len - i);
+        unsigned taken = plain ? 1 : printable_length(s + i, len - i);
         unsigned n = taken;
         if (taken) {
             memcpy(item, s + i, n);

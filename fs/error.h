@@ -7,6 +7,9 @@
 #ifndef HYPERFS_FS_ERROR_H
 #define HYPERFS_FS_ERROR_H
 
+#include <stddef.h>
+#include <stdint.h>
+
 struct hfs_error {
     char text[768];
 };
@@ -19,5 +22,9 @@ int hfs_fail(struct hfs_error *err, int code, const char *format, ...)
  * hostile name cannot write control sequences to a terminal. Valid UTF-8 above U+009F stays.
  * Returns buf. Truncates with "..." to size. */
 const char *hfs_printable(char *buf, unsigned size, const char *name, unsigned len);
+
+/* Length of the well-formed UTF-8 sequence of 2 to 4 bytes at s (len > 0 bytes), its code point in
+ * *point; 0 for ASCII and for bytes that are no UTF-8. */
+unsigned hfs_utf8(const char *s, size_t len, uint32_t *point);
 
 #endif

@@ -7,6 +7,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fs/error.h"
+
 /* Seconds between two drawings of the bar, and between two lines in a log. */
 static const double DRAW_EVERY = 0.1;
 static const double LOG_EVERY = 10;
@@ -236,28 +238,13 @@ void ui_progress_end(void)
     pthread_mutex_unlock(&ui.lock);
 }
 
-/* Length and code point of the well-formed UTF-8 sequence at s, else 0. */
-static unsigned utf8(const unsigned char *s, size_t len)
-{
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    unsigned n = s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
-    if (n == 0 || n > len)
-        return 0;
-    uint32_t c = s[0] & (0x7fu >> n);
-    for (unsigned i = 1; i < n; i++) {
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-        c = c << 6 | (s[i] & 0x3f);
-    }
-    return c >= least[n] && c <= 0x10ffff && (c < 0xd800 || c > 0xdfff) ? n : 0;
-}
-
 void ui_json_string(FILE *f, const char *s, size_t len)
 {
     const unsigned char *u = (const unsigned char *)s;
     fputc('"', f);
     for (size_t i = 0; i < len;) {
-        unsigned n = u[i] < 0x80 ? 1 : utf8(u + i, len - i);
+        uint32_t point;
+        unsigned n = u[i] < 0x80 ? 1 : hfs_utf8(s + i, len - i, &point);
         if (u[i] == '"' || u[i] == '\\')
             fprintf(f, "\\%c", u[i]);
         else if (u[i] < 0x20 || u[i] == 0x7f)
