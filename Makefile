@@ -11,21 +11,21 @@ OPT ?= $(if $(SAN),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitiz
 WERROR := $(if $(CI),-Werror,)
 WARN := -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wvla $(WERROR)
 
-PKGS := fuse3 libzstd jansson libxxhash
+PKGS := fuse3 libzstd jansson libxxhash nettle libseccomp
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 CPPFLAGS += -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DFUSE_USE_VERSION=314 -DHYPERFS_VERSION='"$(VERSION)"'
 # The codec's results are the same on every machine only if no multiply-add is fused; without the
 # two others its loops stay scalar (neither changes a result).
 CFLAGS_ALL = -std=c11 $(OPT) $(WARN) -ffp-contract=off -fno-trapping-math -fno-math-errno -pthread -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
 CXXFLAGS_ALL = -std=c++11 $(OPT) -Wall -Wextra $(WERROR) -MMD -MP $(CXXFLAGS)
-LDLIBS_ZSTD = $(shell pkg-config --libs libzstd libxxhash) -lm -pthread
-LDLIBS_FUSE = $(shell pkg-config --libs fuse3)
+LDLIBS_ZSTD = $(shell pkg-config --libs libzstd libxxhash nettle) -lm -pthread
+LDLIBS_FUSE = $(shell pkg-config --libs fuse3 libseccomp)
 LDLIBS_JSON = $(shell pkg-config --libs jansson)
 LDLIBS_TEST = $(shell pkg-config --libs cmocka)
 
 # Debian's names of what building, running and testing need, and of what `make lint` adds.
 DEPS := build-essential pkg-config libfuse3-dev fuse3 libzstd-dev libjansson-dev libxxhash-dev \
-        uthash-dev libkdtree++-dev libcmocka-dev python3 python3-venv attr
+        nettle-dev libseccomp-dev uthash-dev libkdtree++-dev libcmocka-dev python3 python3-venv attr
 DEPS_BENCH := liblz4-dev time
 DEPS_LINT := clang-format mandoc shellcheck
 
@@ -33,7 +33,7 @@ TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
 BIN   := $(TOOLS:%=$B/%)
 
 CODEC_SRC := $(filter-out codec/kdtree.c,$(wildcard codec/*.c))
-IMAGE_SRC := fs/error.c fs/image.c fs/check.c fs/writer.c fs/ui.c
+IMAGE_SRC := fs/error.c fs/image.c fs/check.c fs/digest.c fs/trust.c fs/writer.c fs/ui.c
 MKFS_SRC  := $(wildcard mkhyperfs/*.c)
 MOUNT_SRC := $(wildcard fs/mount*.c) fs/cache.c
 FSCK_SRC  := $(wildcard fs/fsck*.c) fs/walk.c fs/json.c

@@ -19,13 +19,13 @@ _fsck_hyperfs() {
         compopt -o filenames
         return
         ;;
-    -j | --jobs)
+    -j | --jobs | --digest)
         return
         ;;
     esac
     if [[ $cur == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W '--quick --extract= --keep-going --against= -j --jobs=
-            --json -q --quiet -v --verbose -h --help --version' -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W '--quick --extract= --keep-going --against= --digest=
+            -j --jobs= --json -q --quiet -v --verbose -h --help --version' -- "$cur")
         [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace
         return
     fi

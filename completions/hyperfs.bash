@@ -11,7 +11,7 @@ _hyperfs() {
         before=
         [[ $cur == *,* ]] && before=${cur%,*},
         mapfile -t COMPREPLY < <(compgen -P "$before" -W 'memory= max_threads= read_ahead_kb=
-            max_read= fsname= allow_other default_permissions nonempty' -- "${cur##*,}")
+            max_read= digest= fsname= allow_other default_permissions nonempty' -- "${cur##*,}")
         compopt -o nospace
         return
     fi

@@ -501,7 +501,7 @@ static void check_sections(struct report *r)
 static void check_leaves(struct report *r)
 {
     const struct hfs_image *img = r->img;
-    struct hfs_leaf *leaf = malloc(sizeof *leaf);
+    struct hfs_leaf *leaf = hfs_leaf_new(img);
     uint64_t next = sizeof(struct hfs_disk_super);
     bool whole = true;
     if (!leaf) {
@@ -665,6 +665,8 @@ int hfs_image_check_tables(struct hfs_image *img, void (*problem)(void *ctx, con
     uint64_t before = r.found;
     check_sections(&r);
     bool readable = r.found == before;
+    if (r.found == 0 && img->info.has_digest && !img->trust)
+        report(&r, hfs_image_trust(img, &err), &err);
     before = r.found;
     check_leaves(&r);
     bool tiled = r.found == before;

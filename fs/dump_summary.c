@@ -112,7 +112,7 @@ static double bits_a_weight(const struct summary *s)
 static void print_sizes(const struct summary *s)
 {
     const struct hfs_info *info = &s->d->info;
-    char human[16], exact[32], blocks[32];
+    char human[16], exact[32], blocks[32], hash[HFS_HASH_TEXT];
 
     printf("  image        %9s  %s bytes\n", ui_bytes(human, info->image_size),
            dump_thousands(exact, info->image_size));
@@ -128,6 +128,8 @@ static void print_sizes(const struct summary *s)
     if (s->links > 0)
         printf(", %" PRIu64 " symbolic %s", s->links, s->links == 1 ? "link" : "links");
     printf("\n  ratio        %9.2f  content to image\n", ratio(s));
+    if (info->has_digest)
+        printf("  digest       sha256:%s\n", hfs_hash_print(hash, &info->digest));
 }
 
 static void print_tensors(const struct summary *s)
@@ -178,7 +180,7 @@ static void print_text(const struct summary *s, const char *meta)
     const struct hfs_info *info = &s->d->info;
 
     printf("%s: hyperfs image, format version %" PRIu32, hfs_image_path(s->d->img), info->version);
-    if (info->incompat || info->compat)
+    if (info->incompat || (info->compat & ~HFS_COMPAT_KNOWN))
         printf(", features %#" PRIx64 " (%#" PRIx64 ")", info->incompat, info->compat);
     puts("");
     if (info->used_copy)
@@ -228,6 +230,7 @@ static void print_json(const struct summary *s, const char *meta)
 {
     const struct hfs_info *info = &s->d->info;
     struct hfs_json *j = s->d->doc;
+    char hash[HFS_HASH_TEXT];
 
     hfs_json_uint(j, "version", info->version);
     hfs_json_uint(j, "incompat", info->incompat);
@@ -242,6 +245,7 @@ static void print_json(const struct summary *s, const char *meta)
     hfs_json_uint(j, "regular_files", s->files);
     hfs_json_uint(j, "directories", s->directories);
     hfs_json_uint(j, "symlinks", s->links);
+    hfs_json_text(j, "sha256", info->has_digest ? hfs_hash_print(hash, &info->digest) : "");
     json_tensors(s);
     json_meta(j, meta);
 }

@@ -20,9 +20,12 @@
 enum { HFS_VERSION = 1 };
 
 /* Feature bits. An image with an unknown bit in `incompat` is refused; unknown bits in
- * `compat` are ignored. Version 1 defines none; hyperfs-format(5) lists what is foreseen. */
+ * `compat` are ignored. hyperfs-format(5) lists what is foreseen. */
 #define HFS_INCOMPAT_KNOWN UINT64_C(0)
-#define HFS_COMPAT_KNOWN UINT64_C(0)
+#define HFS_COMPAT_DIGEST UINT64_C(1) /* digest_kind, digest and the section DIGEST are there */
+#define HFS_COMPAT_KNOWN HFS_COMPAT_DIGEST
+
+enum { HFS_DIGEST_SHA256 = 1, HFS_DIGEST_BYTES = 32 };
 
 typedef uint8_t le16[2];
 typedef uint8_t le32[4];
@@ -39,10 +42,10 @@ struct hfs_disk_super {
     le64 dir_offset; /* section directory */
     le32 dir_count;  /* its entries, 1 .. 256 */
     le32 reserved0;
-    le64 dir_checksum; /* XXH3 of the directory */
-    le64 block_count;  /* data blocks */
-    uint8_t reserved[32];
-    le32 digest_kind; /* 0: no content digest */
+    le64 dir_checksum;                /* XXH3 of the directory */
+    le64 block_count;                 /* data blocks */
+    uint8_t digest[HFS_DIGEST_BYTES]; /* of the whole image (fs/digest.h); zeros if none */
+    le32 digest_kind;                 /* 0: none; HFS_DIGEST_* */
     le32 reserved1;
     le64 checksum; /* XXH3 of all bytes before this field */
 };
@@ -69,7 +72,7 @@ enum hfs_section {
     HFS_SEC_CODES = 6,    /* code records: hfs_disk_record, then its body */
     HFS_SEC_INDEX = 7,    /* array of le64: XXH3 of each index leaf */
     HFS_SEC_TENSORS = 8,  /* tensor records: hfs_disk_tensor, dims, name */
-    HFS_SEC_DIGEST = 9    /* foreseen: Merkle tree over the blocks */
+    HFS_SEC_DIGEST = 9    /* SHA-256 of each leaf, then of each block: fs/digest.h; not packed */
 };
 enum { HFS_SECTION_REQUIRED = 1 }; /* a reader that does not know the type refuses the image */
 enum { HFS_PACK_NONE = 0, HFS_PACK_ZSTD = 1 };

@@ -14,13 +14,22 @@
 #define PROGRAM "fsck.hyperfs"
 
 enum { MAX_JOBS = 1024, MAX_PROBLEMS = 1000 };
-enum { OPT_QUICK = 256, OPT_EXTRACT, OPT_KEEP_GOING, OPT_AGAINST, OPT_JSON, OPT_VERSION };
+enum {
+    OPT_QUICK = 256,
+    OPT_EXTRACT,
+    OPT_KEEP_GOING,
+    OPT_AGAINST,
+    OPT_DIGEST,
+    OPT_JSON,
+    OPT_VERSION
+};
 
 static const struct option long_options[] = {
     {"quick", no_argument, NULL, OPT_QUICK},
     {"extract", required_argument, NULL, OPT_EXTRACT},
     {"keep-going", no_argument, NULL, OPT_KEEP_GOING},
     {"against", required_argument, NULL, OPT_AGAINST},
+    {"digest", required_argument, NULL, OPT_DIGEST},
     {"jobs", required_argument, NULL, 'j'},
     {"json", no_argument, NULL, OPT_JSON},
     {"quiet", no_argument, NULL, 'q'},
@@ -41,6 +50,7 @@ static const char help[] =
     "                        damaged blocks become zero bytes\n"
     "      --against=SOURCE  check, and compare the content with the directory or the\n"
     "                        .safetensors file that the image was made from\n"
+    "      --digest=SHA256   check, and refuse an image that has another digest\n"
     "  -j, --jobs=N          threads (default: one for each core)\n"
     "      --json            print the result as JSON\n"
     "  -q, --quiet           print findings only\n"
@@ -150,7 +160,7 @@ static void say_result(const struct fsck *f, int status, double seconds)
         ui_print("%s: clean: tables and %" PRIu64 " blocks, %s decoded, %s", name, f->blocks, bytes,
                  time);
     else if (f->img == NULL)
-        ui_print("%s: DAMAGED", name);
+        ui_print("%s: DAMAGED, or not the image asked for", name);
     else if (f->problems == 0 && f->ndamaged == 0)
         ui_print("%s: the image is intact, but does not hold what %s holds", name, f->opt.against);
     else
@@ -184,7 +194,7 @@ static int status_of(const struct fsck *f, int r, bool differs)
 {
     if (r == -EINTR && fsck_stop)
         return FSCK_CANCELLED;
-    if (r < 0 && r != -EBADMSG)
+    if (r < 0 && r != -EBADMSG && r != -EKEYREJECTED)
         return FSCK_FAILED;
     return r < 0 || differs || f->problems > 0 || f->ndamaged > 0 ? FSCK_DAMAGED : FSCK_CLEAN;
 }
@@ -231,7 +241,7 @@ static int check(struct fsck *f)
     struct hfs_error err = {0};
     bool differs = false;
     int status;
-    int r = hfs_image_open(f->opt.image, &f->img, &err);
+    int r = hfs_image_open_digest(f->opt.image, f->opt.digest, &f->img, &err);
 
     if (f->opt.json) {
         hfs_json_start(&f->json, stdout);
@@ -316,6 +326,7 @@ static int check_options(struct fsck_options *o, int argc, char **argv)
 /* Sets *done where the option was --help or --version. 0 or FSCK_USAGE. */
 static int parse(struct fsck_options *o, int argc, char **argv, bool *done)
 {
+    static struct hfs_hash wanted;
     enum ui_level level = UI_NORMAL;
     int c;
 
@@ -334,6 +345,11 @@ static int parse(struct fsck_options *o, int argc, char **argv, bool *done)
             break;
         case OPT_AGAINST:
             o->against = optarg;
+            break;
+        case OPT_DIGEST:
+            if (!hfs_hash_parse(optarg, &wanted))
+                return USAGE("--digest takes 64 hexadecimal digits, not '%s'", optarg);
+            o->digest = &wanted;
             break;
         case OPT_JSON:
             o->json = true;

@@ -26,6 +26,7 @@ enum {
 
 struct fsck_options {
     const char *image, *extract, *against;
+    const struct hfs_hash *digest; /* that the image must have; NULL: any */
     unsigned jobs;
     bool quick, keep_going, json;
 };

@@ -137,10 +137,13 @@ static int check_features(struct hfs_image *img, struct hfs_error *err)
     if (img->info.version < 1 || load32(s->size) != sizeof *s)
         return damaged(img, err, "its superblock has an impossible version or size");
     /* A compatible feature may use fields that are reserved today. */
+    bool digest = img->info.compat & HFS_COMPAT_DIGEST;
     if (!(img->info.compat & ~HFS_COMPAT_KNOWN) &&
-        (load32(s->reserved0) || load32(s->reserved1) || load32(s->digest_kind) ||
-         !all_zero(s->reserved, sizeof s->reserved)))
+        (load32(s->reserved0) || load32(s->reserved1) ||
+         (!digest && (load32(s->digest_kind) || !all_zero(s->digest, sizeof s->digest)))))
         return damaged(img, err, "a reserved field of its superblock is set");
+    img->info.has_digest = digest && load32(s->digest_kind) == HFS_DIGEST_SHA256;
+    memcpy(img->info.digest.byte, s->digest, sizeof s->digest);
     return 0;
 }
 
@@ -182,7 +185,7 @@ static int check_geometry(struct hfs_image *img, uint64_t file_size, bool regula
 static int check_section(const struct hfs_image *img, const struct hfs_section_entry *sec,
                          unsigned last_type, uint64_t next, struct hfs_error *err)
 {
-    bool known = sec->type <= HFS_SEC_TENSORS;
+    bool known = sec->type <= HFS_SEC_DIGEST;
     if (sec->type <= last_type || sec->offset != next || sec->stored_size > img->dir_offset - next)
         return damaged(img, err, "section %u is not where the one before it ends", sec->type);
     if (sec->raw_size > HFS_MAX_SECTION_BYTES || sec->stored_size > HFS_MAX_SECTION_BYTES)
@@ -196,7 +199,8 @@ static int check_section(const struct hfs_image *img, const struct hfs_section_e
                         img->path, sec->type, sec->flags, sec->packing);
     if ((sec->packing == HFS_PACK_NONE && sec->stored_size != sec->raw_size) ||
         (known && sec->packing == HFS_PACK_ZSTD &&
-         (sec->type == HFS_SEC_NAMES || sec->stored_size >= sec->raw_size)))
+         (sec->type == HFS_SEC_NAMES || sec->type == HFS_SEC_DIGEST ||
+          sec->stored_size >= sec->raw_size)))
         return damaged(img, err, "section %u has an impossible size or packing", sec->type);
     return 0;
 }
@@ -254,6 +258,8 @@ int hfs_section_read(const struct hfs_image *img, const struct hfs_section_entry
     int r = read_or_fail(img, p, (size_t)sec->stored_size, sec->offset, "a section", err);
     if (r == 0 && XXH3_64bits(p, (size_t)sec->stored_size) != sec->checksum)
         r = damaged(img, err, "the checksum of section %u is wrong", sec->type);
+    if (r == 0 && !hfs_trust_section(img, sec, p))
+        r = damaged(img, err, "section %u is not what the digest says", sec->type);
     if (r < 0)
         free(p);
     else
@@ -397,7 +403,7 @@ static int load_tables(struct hfs_image *img, struct hfs_error *err)
 
 /* ---- open and close ---- */
 
-static int open_image(struct hfs_image *img, struct hfs_error *err)
+static int open_image(struct hfs_image *img, const struct hfs_hash *digest, struct hfs_error *err)
 {
     uint64_t file_size = 0;
     bool regular = false;
@@ -405,14 +411,22 @@ static int open_image(struct hfs_image *img, struct hfs_error *err)
     if ((r = open_file(img, &file_size, &regular, err)) < 0 ||
         (r = find_super(img, file_size, regular, err)) < 0 || (r = check_features(img, err)) < 0 ||
         (r = check_geometry(img, file_size, regular, err)) < 0 ||
-        (r = read_directory(img, err)) < 0 || (r = load_tables(img, err)) < 0)
+        (r = read_directory(img, err)) < 0 ||
+        (digest && (r = hfs_trust_as(img, digest, err)) < 0) || (r = load_tables(img, err)) < 0)
         return r;
-    img->leaf_slots = img->nleaves < HFS_LEAF_SLOTS ? img->nleaves : HFS_LEAF_SLOTS;
+    uint64_t slots = digest ? HFS_TRUSTED_LEAF_SLOTS : HFS_LEAF_SLOTS;
+    img->leaf_slots = img->nleaves < slots ? img->nleaves : slots;
     img->leaves = calloc((size_t)img->leaf_slots + 1, sizeof(struct hfs_leaf *));
     return img->leaves ? 0 : hfs_fail(err, ENOMEM, "%s: out of memory", img->path);
 }
 
 int hfs_image_open(const char *path, struct hfs_image **out, struct hfs_error *err)
+{
+    return hfs_image_open_digest(path, NULL, out, err);
+}
+
+int hfs_image_open_digest(const char *path, const struct hfs_hash *digest, struct hfs_image **out,
+                          struct hfs_error *err)
 {
     struct hfs_image *img = calloc(1, sizeof *img);
     char *copy = strdup(path);
@@ -427,7 +441,7 @@ int hfs_image_open(const char *path, struct hfs_image **out, struct hfs_error *e
     pthread_mutex_init(&img->leaf_lock, NULL);
     pthread_mutex_init(&img->decoders.lock, NULL);
     pthread_cond_init(&img->decoders.built, NULL);
-    int r = open_image(img, err);
+    int r = open_image(img, digest, err);
     if (r < 0)
         hfs_image_close(img);
     else
@@ -446,6 +460,7 @@ void hfs_image_close(struct hfs_image *img)
         free(img->leaves[i]);
     free(img->leaves);
     free(img->tensor_offsets);
+    hfs_trust_free(img->trust);
     free(img->codes);
     for (unsigned i = 0; i <= HFS_SEC_TENSORS; i++)
         free(img->raw[i]);
@@ -668,10 +683,12 @@ int hfs_leaf_load(const struct hfs_image *img, uint64_t number, struct hfs_leaf 
         return r;
     if (XXH3_64bits(bytes, len) != load64(img->raw[HFS_SEC_INDEX] + 8 * number))
         return -EBADMSG;
-    return leaf_parse(img, bytes, out);
+    r = hfs_trust_leaf(img, bytes, len, out);
+    return r < 0 ? r : leaf_parse(img, bytes, out);
 }
 
-static void leaf_block(const struct hfs_leaf *leaf, unsigned i, struct hfs_block *out)
+static void leaf_block(const struct hfs_image *img, const struct hfs_leaf *leaf, unsigned i,
+                       struct hfs_block *out)
 {
     uint32_t start = i ? leaf->end[i - 1] : 0;
     *out = (struct hfs_block){
@@ -680,6 +697,8 @@ static void leaf_block(const struct hfs_leaf *leaf, unsigned i, struct hfs_block
         .checksum = leaf->checksum[i],
         .content = leaf->content[i],
     };
+    if (img->trust)
+        out->hash = leaf->hash[i];
 }
 
 int hfs_image_block(struct hfs_image *img, uint64_t number, struct hfs_block *out)
@@ -692,18 +711,18 @@ int hfs_image_block(struct hfs_image *img, uint64_t number, struct hfs_block *ou
     pthread_mutex_lock(&img->leaf_lock);
     bool hit = *slot && (*slot)->number == want;
     if (hit)
-        leaf_block(*slot, i, out);
+        leaf_block(img, *slot, i, out);
     pthread_mutex_unlock(&img->leaf_lock);
     if (hit)
         return 0;
 
     /* Read without the lock; if another thread reads the same leaf, one of the two is dropped. */
-    struct hfs_leaf *leaf = malloc(sizeof *leaf);
+    struct hfs_leaf *leaf = hfs_leaf_new(img);
     if (!leaf)
         return -ENOMEM;
     int r = hfs_leaf_load(img, want, leaf);
     if (r == 0) {
-        leaf_block(leaf, i, out);
+        leaf_block(img, leaf, i, out);
         pthread_mutex_lock(&img->leaf_lock);
         struct hfs_leaf *old = *slot;
         *slot = leaf;
@@ -853,6 +872,12 @@ int hfs_image_read_block(struct hfs_image *img, struct hc_work *w, const struct 
         return r;
     if (XXH3_64bits(coded, b.size) != b.checksum)
         return -EBADMSG;
+    struct hfs_hash hash;
+    if (img->trust) {
+        hfs_hash_of(coded, b.size, &hash);
+        if (!hfs_hash_equal(&hash, &b.hash))
+            return -EBADMSG;
+    }
     if ((r = decoder_get(img, seg->code, &e)) < 0)
         return r;
     r = hc_decode(e->decoder, w, coded, b.size, dst, raw);

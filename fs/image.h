@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 
 #include "codec/codec.h"
+#include "fs/digest.h"
 #include "fs/error.h"
 #include "fs/format.h"
 
@@ -55,6 +56,7 @@ struct hfs_block {
     uint64_t offset; /* from the superblock */
     uint32_t size;
     uint64_t checksum, content;
+    struct hfs_hash hash; /* of the stored bytes, if the image is trusted */
 };
 
 /* A tensor record; name and dims belong to the image. dims are read with load64. */
@@ -76,6 +78,8 @@ struct hfs_info {
     uint64_t image_size, data_bytes, leaf_bytes, block_count;
     uint64_t inodes, dirents, segments, codes;
     uint64_t content_bytes; /* sum of the sizes of all regular files, each inode once */
+    bool has_digest;
+    struct hfs_hash digest; /* as the image says */
     bool used_copy;         /* the first superblock was damaged, the copy at the end was used */
 };
 
@@ -83,6 +87,16 @@ struct hfs_info {
  * -EINVAL not an image, -ENOTSUP newer version or unknown feature, -EBADMSG damaged,
  * -EFBIG tables above the limits, or what open/pread say. */
 int hfs_image_open(const char *path, struct hfs_image **out, struct hfs_error *err);
+/* Opens an image only if it has this digest (NULL: any). Nothing but the superblock and the section
+ * directory is looked at before all tables have been found to be what the digest vouches for;
+ * leaves and blocks are compared with it when they are read, before they are decoded. More
+ * errors: -EKEYREJECTED, another digest or none. */
+int hfs_image_open_digest(const char *path, const struct hfs_hash *digest, struct hfs_image **out,
+                          struct hfs_error *err);
+/* Has everything read from now on compared with the digest that the image states. To be called
+ * before other threads use the image. -EBADMSG where tables do not match, -ENOENT without digest.
+ */
+int hfs_image_trust(struct hfs_image *img, struct hfs_error *err);
 void hfs_image_close(struct hfs_image *img); /* NULL is allowed */
 
 const char *hfs_image_path(const struct hfs_image *img);
@@ -132,9 +146,10 @@ void hfs_image_tensor(const struct hfs_image *img, uint64_t number, struct hfs_t
 int hfs_image_meta(struct hfs_image *img, const char **text, struct hfs_error *err);
 
 /* Everything that open leaves out, but no data block: both superblocks equal, all sections,
- * all leaves, blocks tile the data area, every block belongs to exactly one segment range,
- * no unused code, names used fully. For fsck. Calls problem(ctx, sentence) for each finding.
- * Returns 0 if there is none, -EBADMSG, or what kept it from looking (-EIO, -ENOMEM ...). */
+ * all leaves, the digest (which blocks read later are then compared with), blocks tile the data
+ * area, every block belongs to exactly one segment range, no unused code, names used fully. For
+ * fsck. Calls problem(ctx, sentence) for each finding. Returns 0 if there is none, -EBADMSG, or
+ * what kept it from looking (-EIO, -ENOMEM ...). */
 int hfs_image_check_tables(struct hfs_image *img, void (*problem)(void *ctx, const char *sentence),
                            void *ctx);
 

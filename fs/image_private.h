@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 
+#include "fs/digest.h"
 #include "fs/image.h"
 
 struct hfs_tables {
@@ -57,12 +58,21 @@ struct hfs_leaf {
     unsigned count;
     uint32_t end[HFS_LEAF_BLOCKS];
     uint64_t checksum[HFS_LEAF_BLOCKS], content[HFS_LEAF_BLOCKS];
+    struct hfs_hash hash[HFS_LEAF_BLOCKS]; /* not allocated unless the image is trusted */
 };
 #define HFS_LEAF_BYTES                                                                             \
     (sizeof(struct hfs_disk_leaf) + HFS_LEAF_BLOCKS * sizeof(struct hfs_disk_block))
 
-/* Leaves kept in memory: 20 MiB at most, enough for all leaves of 256 GB of weights. */
-enum { HFS_LEAF_SLOTS = 4096 };
+/* Leaves kept in memory: 20 MiB at most, enough for all leaves of 256 GB of weights; with the
+ * hashes of blocks as many as take the same memory. */
+enum { HFS_LEAF_SLOTS = 4096, HFS_TRUSTED_LEAF_SLOTS = 1536 };
+
+/* What an image's digest vouches for, once the root has been found right. */
+struct hfs_trust {
+    struct hfs_hash section[HFS_MAX_SECTIONS]; /* of their stored bytes, as in the directory */
+    struct hfs_hash *leaves;
+    uint64_t blocks_at; /* where the hashes of the blocks lie in the file */
+};
 
 struct hfs_decoder_entry;
 struct hfs_decoder_cache {
@@ -93,6 +103,7 @@ struct hfs_image {
     pthread_mutex_t leaf_lock;
     struct hfs_leaf **leaves; /* direct-mapped: leaf n in slot n % leaf_slots */
     uint64_t nleaves, leaf_slots;
+    struct hfs_trust *trust; /* NULL: digests are not checked */
 
     struct hfs_decoder_cache decoders;
 };
@@ -105,7 +116,20 @@ const struct hfs_section_entry *hfs_section_find(const struct hfs_image *img, un
 /* Reads a section's stored bytes and checks them. *out is malloc'd, stored_size bytes. */
 int hfs_section_read(const struct hfs_image *img, const struct hfs_section_entry *sec,
                      uint8_t **out, struct hfs_error *err);
-/* Reads and checks leaf `number` without the cache. */
+/* ---- trust.c ---- */
+struct hfs_leaf *hfs_leaf_new(const struct hfs_image *img); /* to be freed with free */
+/* Compares stored bytes with what the digest vouches for; true where nothing is to be compared. */
+bool hfs_trust_section(const struct hfs_image *img, const struct hfs_section_entry *sec,
+                       const uint8_t *stored);
+/* The same for a leaf whose number and count are set; reads the hashes of its blocks. -EBADMSG ...
+ */
+int hfs_trust_leaf(const struct hfs_image *img, const uint8_t *bytes, size_t len,
+                   struct hfs_leaf *leaf);
+/* hfs_image_trust, if the image states this digest. -EKEYREJECTED if not. */
+int hfs_trust_as(struct hfs_image *img, const struct hfs_hash *digest, struct hfs_error *err);
+void hfs_trust_free(struct hfs_trust *t); /* NULL is allowed */
+
+/* Reads and checks leaf `number`, into what hfs_leaf_new gave, without the cache. */
 int hfs_leaf_load(const struct hfs_image *img, uint64_t number, struct hfs_leaf *out);
 
 #endif

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -22,6 +21,7 @@
 #include "fs/mount_log.h"
 #include "fs/mount_ops.h"
 #include "fs/mount_options.h"
+#include "fs/mount_sandbox.h"
 #include "fs/mount_unmounter.h"
 #include "fs/ui.h"
 
@@ -94,7 +94,8 @@ static char *check_mountpoint(const struct mount_options *o)
 static int open_image(struct mount *m)
 {
     struct hfs_error error = {.text = ""};
-    if (hfs_image_open(m->o->image, &m->fs.img, &error) < 0) {
+    const struct hfs_hash *digest = m->o->has_digest ? &m->o->digest : NULL;
+    if (hfs_image_open_digest(m->o->image, digest, &m->fs.img, &error) < 0) {
         ui_error("%s", error.text);
         return 1;
     }
@@ -203,9 +204,9 @@ static int mount_image(struct mount *m)
     return 0;
 }
 
-/* Everything that handles data from the image does so without the way to more privileges. Root
- * unmounts by itself; for others a process is left behind that may still use fusermount3. */
-static int give_up_privileges(struct mount *m, int ready)
+/* Root unmounts by itself; for others, who cannot from inside of the sandbox, a process is left
+ * behind that may still use fusermount3. */
+static int start_unmounter(struct mount *m, int ready)
 {
     if (geteuid() != 0 && !is_connection(m->mountpoint)) {
         int fds[3] = {fuse_session_fd(m->session), hfs_image_fd(m->fs.img), ready};
@@ -217,7 +218,6 @@ static int give_up_privileges(struct mount *m, int ready)
         }
         m->has_unmounter = true;
     }
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     return 0;
 }
 
@@ -291,10 +291,12 @@ static int run(struct mount_options *o, int ready)
     if (status == 0)
         status = mount_image(&m);
     if (status == 0)
-        status = give_up_privileges(&m, ready);
+        status = start_unmounter(&m, ready);
     if (status == 0 && ready >= 0)
         status = detach(ready);
     if (status == 0) {
+        if (!mount_sandbox(o->clone_fd))
+            mount_log(LOG_DEBUG, "no filter of system calls");
         int result = loop(&m);
         if (result < 0) {
             mount_log(LOG_ERR, "%s: serving ended: %s", m.mountpoint, strerror(-result));
@@ -350,8 +352,11 @@ int main(int argc, char **argv)
         mount_options_help();
     else if (status == 0 && o.version)
         puts("hyperfs (hyperfs) " HYPERFS_VERSION);
-    else if (status == 0)
+    else if (status == 0) {
+        const char *mnt = o.mountpoint;
+        mount_close_inherited(is_connection(mnt) ? atoi(mnt + strlen("/dev/fd/")) : -1);
         status = o.foreground ? run(&o, -1) : run_in_background(&o);
+    }
     mount_options_free(&o);
     return status;
 }

@@ -13,7 +13,7 @@
 #define DEFAULT_MEMORY ((size_t)256 << 20)
 enum { MAX_THREADS = 64, MIN_READ = 4096, MAX_READ_AHEAD_KB = 64 << 10 };
 
-enum { KEY_IGNORED, KEY_MEMORY, KEY_THREADS, KEY_READ_AHEAD, KEY_MAX_READ, KEY_FSNAME };
+enum { KEY_IGNORED, KEY_MEMORY, KEY_THREADS, KEY_READ_AHEAD, KEY_MAX_READ, KEY_DIGEST, KEY_FSNAME };
 
 #define FLAG(text, field)                                                                          \
     {                                                                                              \
@@ -43,6 +43,7 @@ static const struct fuse_opt specification[] = {
     KEY("max_threads=", KEY_THREADS),
     KEY("read_ahead_kb=", KEY_READ_AHEAD),
     KEY("max_read=", KEY_MAX_READ),
+    KEY("digest=", KEY_DIGEST),
     KEY("fsname=", KEY_FSNAME),
     /* Always read-only, without devices and without set-user-ID programs, whatever mount(8)
      * passes: it says rw, suid and dev unless told otherwise. */
@@ -144,6 +145,11 @@ static int parse_value(struct mount_options *o, const char *arg, int key)
             return ui_usage_error("%s: not a number from 0 to %d", arg, MAX_READ_AHEAD_KB);
         o->read_ahead_kb = (int)n;
         break;
+    case KEY_DIGEST:
+        if (!hfs_hash_parse(value, &o->digest))
+            return ui_usage_error("%s: not 64 hexadecimal digits", arg);
+        o->has_digest = true;
+        break;
     default:
         if (!parse_int(value, MIN_READ, SIZE_MAX, &n))
             return ui_usage_error("%s: not a number of bytes from %d up", arg, MIN_READ);
@@ -232,6 +238,8 @@ void mount_options_help(void)
          "                      number of processors, 4 to 16)\n"
          "  read_ahead_kb=N     how far the kernel reads ahead, as root only (default 1024,\n"
          "                      0: leave it as it is)\n"
+         "  digest=SHA256       mount only the image that has this digest, and compare all that\n"
+         "                      is read with it\n"
          "  allow_other         let other users read the files, as far as the modes allow\n"
          "  nonempty            mount over a directory that is not empty\n"
          "\n"

@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "fs/digest.h"
+
 struct mount_options {
     char *image, *mountpoint; /* as given, malloc'd */
     int foreground, debug, single, nonempty, clone_fd, help, version;
@@ -14,7 +16,9 @@ struct mount_options {
     unsigned threads;                            /* of the loop */
     int read_ahead_kb;                           /* -1: not given; 0: leave it */
     unsigned max_read;                           /* bytes */
-    struct fuse_args args;                       /* what is left for libfuse */
+    bool has_digest;
+    struct hfs_hash digest; /* that the image must have, if so */
+    struct fuse_args args;  /* what is left for libfuse */
 };
 
 /* Returns 0, or the exit status after a usage error (whose sentence has been printed). */

@@ -57,6 +57,8 @@ struct hfs_writer {
     uint64_t flushed; /* bytes of the image that are in the file */
 
     struct bytes blocks; /* of hfs_disk_block: 20 bytes each */
+    struct bytes hashes; /* of hfs_hash, of the blocks */
+    struct hfs_hash digest;
     uint64_t nblocks, data_end;
     uint64_t blocks_in_use; /* blocks below belong to segments */
 
@@ -257,7 +259,7 @@ static int create_temp(struct hfs_writer *w, mode_t mode, struct hfs_error *err)
 
 static void writer_free(struct hfs_writer *w)
 {
-    struct bytes *all[] = {&w->blocks,   &w->inodes, &w->dirents, &w->names,
+    struct bytes *all[] = {&w->blocks,   &w->hashes, &w->inodes,  &w->dirents, &w->names,
                            &w->segments, &w->codes,  &w->tensors, &w->meta};
     struct code_entry *e, *next;
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
@@ -382,8 +384,10 @@ int hfs_writer_block(struct hfs_writer *w, const uint8_t *data, uint32_t size, u
     if (size < 1 || size > HFS_MAX_STORED)
         return fail(w, err, EINVAL, "%s: a coded block of %u bytes", w->path, size);
     struct hfs_disk_block *b = (struct hfs_disk_block *)bytes_grow(&w->blocks, sizeof *b);
-    if (!b)
+    struct hfs_hash *hash = (struct hfs_hash *)bytes_grow(&w->hashes, sizeof *hash);
+    if (!b || !hash)
         return fail_memory(w, err);
+    hfs_hash_of(data, size, hash);
     store32(b->size, size);
     store64(b->checksum, XXH3_64bits(data, size));
     store64(b->content, content);
@@ -420,6 +424,7 @@ int hfs_writer_rewind(struct hfs_writer *w, uint64_t blocks, struct hfs_error *e
     w->data_end -= hfs_writer_range_bytes(w, blocks, w->nblocks - blocks);
     w->nblocks = blocks;
     w->blocks.len = (size_t)blocks * sizeof(struct hfs_disk_block);
+    w->hashes.len = (size_t)blocks * sizeof(struct hfs_hash);
     if (w->data_end >= w->flushed) {
         w->buffered = (size_t)(w->data_end - w->flushed);
     } else { /* written over, and cut off by finish */
@@ -714,10 +719,12 @@ static int check_image(struct hfs_writer *w, struct hfs_error *err)
                          found.text);
 }
 
-/* Writes the index leaves; `index` receives their checksums. */
-static int write_leaves(struct hfs_writer *w, struct bytes *index, struct hfs_error *err)
+/* Writes the index leaves; `index` receives their checksums, `digest` their hashes. */
+static int write_leaves(struct hfs_writer *w, struct bytes *index, struct bytes *digest,
+                        struct hfs_error *err)
 {
     const struct hfs_disk_block *block = (const struct hfs_disk_block *)w->blocks.p;
+    const struct hfs_hash *hashes = (const struct hfs_hash *)w->hashes.p;
     uint8_t leaf[HFS_LEAF_BYTES];
     uint64_t offset = sizeof(struct hfs_disk_super);
     for (uint64_t i = 0; i < w->nblocks; i += HFS_LEAF_BLOCKS) {
@@ -726,10 +733,12 @@ static int write_leaves(struct hfs_writer *w, struct bytes *index, struct hfs_er
         store64(leaf, offset);
         memcpy(leaf + sizeof(struct hfs_disk_leaf), block + i, (size_t)n * sizeof *block);
         offset += hfs_writer_range_bytes(w, i, n);
-        uint8_t *hash = bytes_grow(index, 8);
-        if (!hash)
+        uint8_t *checksum = bytes_grow(index, 8);
+        struct hfs_hash *hash = (struct hfs_hash *)bytes_grow(digest, sizeof *hash);
+        if (!checksum || !hash)
             return fail_memory(w, err);
-        store64(hash, XXH3_64bits(leaf, len));
+        store64(checksum, XXH3_64bits(leaf, len));
+        hfs_digest_leaf(leaf, len, hashes + i, (size_t)n, hash);
         int r = append(w, leaf, len, err);
         if (r < 0)
             return r;
@@ -737,9 +746,11 @@ static int write_leaves(struct hfs_writer *w, struct bytes *index, struct hfs_er
     return 0;
 }
 
-/* Writes a section, packed where that is smaller, and its directory entry. */
+/* Writes a section, packed where that is smaller, and its directory entry; *hash is that of its
+ * stored bytes. */
 static int write_section(struct hfs_writer *w, unsigned type, const struct bytes *raw,
-                         struct hfs_disk_section *entry, struct hfs_error *err)
+                         struct hfs_disk_section *entry, struct hfs_hash *hash,
+                         struct hfs_error *err)
 {
     const uint8_t *stored = raw->p;
     size_t len = raw->len, bound = ZSTD_compressBound(raw->len);
@@ -750,7 +761,7 @@ static int write_section(struct hfs_writer *w, unsigned type, const struct bytes
     if (!packed)
         return fail_memory(w, err);
     store16(entry->packing, HFS_PACK_NONE);
-    if (type != HFS_SEC_NAMES) {
+    if (type != HFS_SEC_NAMES && type != HFS_SEC_DIGEST) {
         size_t n = ZSTD_compress(packed, bound, raw->p, raw->len,
                                  raw->len < LARGE_TABLE ? TABLE_LEVEL : LARGE_TABLE_LEVEL);
         if (!ZSTD_isError(n) && n < raw->len) {
@@ -759,37 +770,59 @@ static int write_section(struct hfs_writer *w, unsigned type, const struct bytes
             store16(entry->packing, HFS_PACK_ZSTD);
         }
     }
-    bool required = type != HFS_SEC_META && type != HFS_SEC_TENSORS;
+    bool required = type != HFS_SEC_META && type < HFS_SEC_TENSORS;
     store32(entry->type, type);
     store16(entry->flags, required ? HFS_SECTION_REQUIRED : 0);
     store64(entry->offset, written(w));
     store64(entry->stored_size, len);
     store64(entry->raw_size, raw->len);
     store64(entry->checksum, XXH3_64bits(stored, len));
+    hfs_hash_of(stored, len, hash);
     int r = append(w, stored, len, err);
     free(packed);
     return r;
 }
 
+/* What finish writes behind the blocks. */
+struct tables {
+    struct bytes index, digest; /* sections that follow from the blocks */
+    size_t leaves;              /* bytes of the digest section that are hashes of leaves */
+    struct hfs_disk_section dir[HFS_SEC_DIGEST];
+    struct hfs_hash hash[HFS_SEC_DIGEST]; /* of the sections */
+};
+
+static void sum_digest(struct hfs_writer *w, const struct tables *t, struct hfs_disk_super *s)
+{
+    struct hfs_digest_root root;
+    hfs_digest_root_begin(&root, s);
+    hfs_digest_root_add(&root, t->dir, sizeof t->dir);
+    for (unsigned type = 1; type < HFS_SEC_DIGEST; type++)
+        hfs_digest_root_add(&root, &t->hash[type - 1], sizeof t->hash[type - 1]);
+    hfs_digest_root_add(&root, t->digest.p, t->leaves);
+    hfs_digest_root_end(&root, &w->digest);
+    memcpy(s->digest, w->digest.byte, sizeof s->digest);
+}
+
 /* Directory and both superblocks, after the sections. */
-static int write_super(struct hfs_writer *w, const struct hfs_disk_section *dir, unsigned count,
-                       struct hfs_error *err)
+static int write_super(struct hfs_writer *w, const struct tables *t, struct hfs_error *err)
 {
     struct hfs_disk_super s = {0};
-    size_t dir_bytes = count * sizeof *dir;
     uint64_t end = written(w);
     memcpy(s.magic, HFS_MAGIC, sizeof s.magic);
     store32(s.version, HFS_VERSION);
     store32(s.size, sizeof s);
-    store64(s.image_size, end + dir_bytes + sizeof s);
+    store64(s.compat, HFS_COMPAT_DIGEST);
+    store64(s.image_size, end + sizeof t->dir + sizeof s);
     store64(s.data_end, w->data_end);
     store64(s.dir_offset, end);
-    store32(s.dir_count, count);
-    store64(s.dir_checksum, XXH3_64bits(dir, dir_bytes));
+    store32(s.dir_count, HFS_SEC_DIGEST);
+    store64(s.dir_checksum, XXH3_64bits(t->dir, sizeof t->dir));
     store64(s.block_count, w->nblocks);
+    store32(s.digest_kind, HFS_DIGEST_SHA256);
+    sum_digest(w, t, &s);
     store64(s.checksum, XXH3_64bits(&s, offsetof(struct hfs_disk_super, checksum)));
     int r;
-    if ((r = append(w, dir, dir_bytes, err)) < 0 || (r = append(w, &s, sizeof s, err)) < 0 ||
+    if ((r = append(w, t->dir, sizeof t->dir, err)) < 0 || (r = append(w, &s, sizeof s, err)) < 0 ||
         (r = flush(w, err)) < 0)
         return r;
     return write_at(w, (const uint8_t *)&s, sizeof s, 0, err);
@@ -797,20 +830,24 @@ static int write_super(struct hfs_writer *w, const struct hfs_disk_section *dir,
 
 static int write_tables(struct hfs_writer *w, struct hfs_error *err)
 {
-    struct bytes index = {0};
+    struct tables t = {.leaves = 0};
     const struct bytes *sections[] = {
         [HFS_SEC_META] = &w->meta,         [HFS_SEC_INODES] = &w->inodes,
         [HFS_SEC_DIRENTS] = &w->dirents,   [HFS_SEC_NAMES] = &w->names,
         [HFS_SEC_SEGMENTS] = &w->segments, [HFS_SEC_CODES] = &w->codes,
-        [HFS_SEC_INDEX] = &index,          [HFS_SEC_TENSORS] = &w->tensors,
+        [HFS_SEC_INDEX] = &t.index,        [HFS_SEC_TENSORS] = &w->tensors,
+        [HFS_SEC_DIGEST] = &t.digest,
     };
-    struct hfs_disk_section dir[HFS_SEC_TENSORS] = {0};
-    int r = write_leaves(w, &index, err);
-    for (unsigned type = 1; r == 0 && type <= HFS_SEC_TENSORS; type++)
-        r = write_section(w, type, sections[type], &dir[type - 1], err);
+    int r = write_leaves(w, &t.index, &t.digest, err);
+    t.leaves = t.digest.len;
+    if (r == 0 && !bytes_add(&t.digest, w->hashes.p, w->hashes.len))
+        r = fail_memory(w, err);
+    for (unsigned type = 1; r == 0 && type <= HFS_SEC_DIGEST; type++)
+        r = write_section(w, type, sections[type], &t.dir[type - 1], &t.hash[type - 1], err);
     if (r == 0)
-        r = write_super(w, dir, HFS_SEC_TENSORS, err);
-    free(index.p);
+        r = write_super(w, &t, err);
+    free(t.index.p);
+    free(t.digest.p);
     return r;
 }
 
@@ -831,6 +868,11 @@ int hfs_writer_finish(struct hfs_writer *w, uint64_t *image_size, struct hfs_err
     if (image_size)
         *image_size = w->flushed;
     return 0;
+}
+
+void hfs_writer_digest(const struct hfs_writer *w, struct hfs_hash *out)
+{
+    *out = w->digest;
 }
 
 /* ---- commit ---- */

@@ -71,6 +71,8 @@ int hfs_writer_meta(struct hfs_writer *w, const char *key, const char *value,
 /* Writes index, sections, directory and superblocks, and syncs. *image_size may be NULL. Tables
  * that hfs_image_open or hfs_image_tensors would refuse are refused here. */
 int hfs_writer_finish(struct hfs_writer *w, uint64_t *image_size, struct hfs_error *err);
+/* After finish: the digest of the image. */
+void hfs_writer_digest(const struct hfs_writer *w, struct hfs_hash *out);
 /* Renames onto the target, syncs the directory, frees the writer (also on error). */
 int hfs_writer_commit(struct hfs_writer *w, struct hfs_error *err);
 

@@ -104,7 +104,7 @@ static int check_unchanged(const struct mk_source *src, struct hfs_error *err)
 }
 
 static int write_image(const struct mk_options *opt, struct mk_source *src,
-                       struct hfs_writer *writer, uint64_t *size, struct hfs_error *err)
+                       struct hfs_writer *writer, struct mk_image *image, struct hfs_error *err)
 {
     int r = mk_encode(opt, src, writer, err);
     if (r == 0)
@@ -112,9 +112,11 @@ static int write_image(const struct mk_options *opt, struct mk_source *src,
     if (r == 0)
         r = mk_write_tables(opt, src, writer, err);
     if (r == 0)
-        r = hfs_writer_finish(writer, size, err);
+        r = hfs_writer_finish(writer, &image->bytes, err);
     if (r == 0 && opt->verify)
         r = mk_verify(opt, hfs_writer_temp_path(writer), err);
+    if (r == 0)
+        hfs_writer_digest(writer, &image->digest);
     return r;
 }
 
@@ -125,7 +127,7 @@ static void warn_excludes(const struct mk_options *opt, const struct mk_source *
             ui_warn("--exclude %s matches nothing", opt->excludes[i]);
 }
 
-static int make_image(const struct mk_options *opt, struct mk_source *src, uint64_t *size,
+static int make_image(const struct mk_options *opt, struct mk_source *src, struct mk_image *image,
                       struct hfs_error *err)
 {
     struct hfs_writer *writer = NULL;
@@ -138,7 +140,7 @@ static int make_image(const struct mk_options *opt, struct mk_source *src, uint6
     if (r == 0)
         r = mk_plan_make(opt, src, err);
     if (r == 0 && writer)
-        r = write_image(opt, src, writer, size, err);
+        r = write_image(opt, src, writer, image, err);
     if (writer) {
         int settled = settle(writer, r == 0, err);
         r = r == 0 ? settled : r;
@@ -150,13 +152,13 @@ static int run(const struct mk_options *opt, struct hfs_error *err)
 {
     double start = ui_now();
     struct mk_source *src = NULL;
-    uint64_t size = 0;
+    struct mk_image image = {0};
     int r = mk_source_read(opt, &src, err);
     if (r < 0)
         return r;
     warn_excludes(opt, src);
-    r = make_image(opt, src, &size, err);
-    if (r == 0 && mk_report(opt, src, size, ui_now() - start, stdout) < 0)
+    r = make_image(opt, src, &image, err);
+    if (r == 0 && mk_report(opt, src, &image, ui_now() - start, stdout) < 0)
         r = hfs_fail(err, ENOMEM, "the image is written, but there is no memory for the summary");
     if (r == 0 && fflush(stdout) != 0)
         r = hfs_fail(err, errno, "the summary cannot be written: %s", strerror(errno));

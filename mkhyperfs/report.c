@@ -20,6 +20,7 @@ struct summary {
     uint64_t stored;       /* what they take of the image, tables included */
     double *sqnr;          /* of the lossy ones, ascending after sort */
     double median;
+    char digest[HFS_HASH_TEXT]; /* "" in a dry run */
     const struct mk_item *worst;
 };
 
@@ -145,6 +146,8 @@ static void print_text(const struct mk_options *opt, const struct mk_source *src
     if (!opt->dry_run)
         fprintf(out, "time     %s, %s/s\n", ui_seconds(t, seconds),
                 ui_bytes(a, seconds > 0 ? (uint64_t)((double)src->bytes / seconds) : 0));
+    if (!opt->dry_run)
+        fprintf(out, "digest   sha256:%s\n", s->digest);
     print_meaning(opt, s, out);
 }
 
@@ -175,6 +178,7 @@ static void print_json(const struct mk_options *opt, const struct mk_source *src
     fputs("{\n", out);
     json_text(out, "source", opt->source);
     json_text(out, "image", opt->image);
+    json_text(out, "sha256", opt->dry_run ? NULL : s->digest);
     fprintf(out, "  \"dry_run\": %s,\n", opt->dry_run ? "true" : "false");
     fprintf(out, "  \"source_bytes\": %" PRIu64 ",\n", src->bytes);
     fprintf(out, "  \"image_bytes\": %" PRIu64 ",\n", s->image_bytes);
@@ -195,10 +199,12 @@ static void print_json(const struct mk_options *opt, const struct mk_source *src
     fprintf(out, "  \"every_bit_kept\": %s\n}\n", s->lossy ? "false" : "true");
 }
 
-int mk_report(const struct mk_options *opt, const struct mk_source *src, uint64_t image_bytes,
-              double seconds, FILE *out)
+int mk_report(const struct mk_options *opt, const struct mk_source *src,
+              const struct mk_image *image, double seconds, FILE *out)
 {
-    struct summary s = {.image_bytes = opt->dry_run ? 0 : image_bytes};
+    struct summary s = {.image_bytes = opt->dry_run ? 0 : image->bytes};
+    if (!opt->dry_run)
+        hfs_hash_print(s.digest, &image->digest);
     int r = sum_up(opt, src, &s);
     if (r == 0 && opt->json)
         print_json(opt, src, &s, seconds, out);

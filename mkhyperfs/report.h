@@ -4,11 +4,18 @@
 
 #include <stdio.h>
 
+#include "fs/digest.h"
 #include "mkhyperfs/plan.h"
 
-/* image_bytes: of the finished image; not used with --dry-run. Prints to `out`, as JSON if asked
+/* The finished image. */
+struct mk_image {
+    uint64_t bytes;
+    struct hfs_hash digest;
+};
+
+/* image is not used with --dry-run. Prints to `out`, as JSON if asked
  * for, else nothing with --quiet. -ENOMEM. */
-int mk_report(const struct mk_options *opt, const struct mk_source *src, uint64_t image_bytes,
-              double seconds, FILE *out);
+int mk_report(const struct mk_options *opt, const struct mk_source *src,
+              const struct mk_image *image, double seconds, FILE *out);
 
 #endif

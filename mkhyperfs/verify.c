@@ -95,7 +95,9 @@ int mk_verify(const struct mk_options *opt, const char *path, struct hfs_error *
     if (r < 0)
         return r;
     hfs_image_info(img, &info);
-    r = read_all(opt, img, &info, err);
+    r = hfs_image_trust(img, err);
+    if (r == 0)
+        r = read_all(opt, img, &info, err);
     if (r == 0) {
         struct hfs_error found = {0};
         r = hfs_image_check_tables(img, note_problem, &found);

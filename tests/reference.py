@@ -6,6 +6,7 @@ bytes. Rounding is done with exact rational numbers.
     tests/reference.py IMAGE PATH > FILE     the content of one file
 """
 
+import hashlib
 import struct
 import sys
 from fractions import Fraction
@@ -178,8 +179,35 @@ class Image:
             section = checked(data[offset:offset + stored], checksum)
             self.sections[kind] = (zstandard.decompress(section, max_output_size=raw)
                                    if packing else section)
+        self.check_digest(directory, dir_offset)
         self.codes = list(self.load_codes(self.sections[6]))
         self.index = list(self.load_index(self.sections[7]))
+
+    def check_digest(self, directory, dir_offset):
+        sha = lambda data: hashlib.sha256(data).digest()
+        hashes, at, offset = self.sections[9], self.data_end, 128
+        leaves, blocks = hashes[:len(hashes) - 32 * self.blocks], b""
+        for n in range(len(leaves) // 32):
+            count = min(256, self.blocks - 256 * n)
+            leaf = self.data[at:at + 8 + 20 * count]
+            at += len(leaf)
+            own = b""
+            for k in range(count):
+                size = struct.unpack_from("<I", leaf, 8 + 20 * k)[0]
+                own += sha(self.data[offset:offset + size])
+                offset += size
+            assert leaves[32 * n:32 * n + 32] == sha(leaf + own)
+            blocks += own
+        assert leaves + blocks == hashes
+        sections = b""
+        for k in range(len(directory) // 40):
+            kind, offset, stored = struct.unpack_from("<I4xQQ", directory, 40 * k)
+            if kind != 9:
+                sections += sha(self.data[offset:offset + stored])
+        self.digest = sha(b"hyperfs digest 1\n" + self.data[:80] + bytes(32)
+                          + self.data[112:120] + bytes(8) + directory + sections + leaves)
+        assert struct.unpack_from("<Q", self.data, 24)[0] & 1
+        assert self.data[80:116] == self.digest + bytes([1, 0, 0, 0])
 
     def load_codes(self, records):
         at = 0

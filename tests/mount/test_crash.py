@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 from conftest import run
 
@@ -62,6 +63,12 @@ def test_kill_leaves_no_image_or_the_old_one(demo_model, tools, tmp_path):
             assert name in done.stderr, f"{name} was removed without a word: {where}"
         assert image.read_bytes() == new, where
     assert killed >= KILLS // 2, "most kills came too late to test anything"
+
+
+def locked(directory):
+    """Whether a temporary file there is locked, which it is a moment after it comes to be."""
+    locks = Path("/proc/locks").read_text()
+    return any(f":{(directory / name).stat().st_ino} " in locks for name in leftovers(directory))
 
 
 def test_a_temporary_file_that_is_in_use_is_left_alone(demo_model, tools, tmp_path):

@@ -786,3 +786,62 @@ def test_usage_error(args, tools, image, tmp_path):
     assert done.stderr.startswith("hyperfs: ")
     assert done.stderr.endswith("Try 'hyperfs --help' for more information.\n")
     assert not os.path.ismount(tmp_path)
+
+
+def digest_of(image, tools):
+    return json.loads(run([tools.dump, "--json", image]).stdout)["sha256"]
+
+
+def test_digest(image, source, tools, tmp_path):
+    digest = digest_of(image, tools)
+    with mounted(image, "-o", f"digest=sha256:{digest}") as mnt:
+        for path in source.rglob("*"):
+            if path.is_file():
+                assert (mnt / path.relative_to(source)).read_bytes() == path.read_bytes()
+    run([tools.fsck, "-q", f"--digest={digest}", image])
+    other = digest[:-1] + ("1" if digest[-1] == "0" else "0")
+    for command, status in (([tools.hyperfs, "-o", f"digest={other}", image, tmp_path], 1),
+                            ([tools.fsck, f"--digest={other}", image], 4)):
+        r = subprocess.run(command, capture_output=True, text=True)
+        assert r.returncode == status
+        assert digest in r.stderr and "not the digest asked for" in r.stderr
+    assert not os.path.ismount(tmp_path)
+
+
+def test_digest_finds_damage(damaged, source, tools):
+    with mounted(damaged, "-o", f"digest={digest_of(damaged, tools)}") as mnt:
+        failed = 0
+        for file in source.rglob("*"):
+            if file.is_file():
+                try:
+                    (mnt / file.relative_to(source)).read_bytes()
+                except OSError as e:
+                    assert e.errno == errno.EIO
+                    failed += 1
+        assert failed
+
+
+def test_running_mount_holds_little(image, tools, tmp_path):
+    """No way to new privileges, a filter of system calls, no descriptor of who started it."""
+    inherited = os.open("/etc/passwd", os.O_RDONLY)
+    child = subprocess.Popen([tools.hyperfs, "-f", image, tmp_path], pass_fds=[inherited],
+                             stderr=subprocess.PIPE)
+    os.close(inherited)
+    try:
+        while not os.path.ismount(tmp_path):
+            assert child.poll() is None, child.stderr.read()
+            time.sleep(0.01)
+        next(p for p in tmp_path.iterdir() if p.is_file()).read_bytes()
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        assert "NoNewPrivs:\t1" in status
+        if "san" not in tools.hyperfs.parent.parts:  # sanitizers need more system calls
+            assert "Seccomp:\t2" in status
+        opened = {os.readlink(fd) for fd in Path(f"/proc/{child.pid}/fd").iterdir()
+                  if int(fd.name) > 2}
+        assert "/etc/passwd" not in opened
+        named = {path for path in opened if path.startswith("/") and path != "/dev/null"}
+        assert named == {"/dev/fuse", str(image)}
+    finally:
+        child.terminate()
+        assert child.wait() == 0, child.stderr.read()
+    assert not os.path.ismount(tmp_path)

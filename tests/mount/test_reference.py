@@ -36,6 +36,7 @@ def test_reference_reads_the_same_bytes(tmp_path, tools, options):
     reference = Image(image)
     for name in ("m.safetensors", "text.txt"):
         assert reference.read(name) == (out / name).read_bytes(), name
+    assert f"sha256:{reference.digest.hex()}" in run([tools.dump, image]).stdout
     stored = run([tools.dump, "--tensors", image]).stdout
     assert ("trajectory" in stored) == (options != ["--lossless"])
 
