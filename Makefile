@@ -11,6 +11,9 @@ OPT ?= $(if $(SAN),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitiz
 WERROR := $(if $(CI),-Werror,)
 WARN := -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wvla $(WERROR)
 
+# Empty for other processors, which have the portable kernels only.
+X86 := $(filter x86_64-%,$(shell $(CC) -dumpmachine))
+
 PKGS := fuse3 libzstd jansson libxxhash nettle libseccomp
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 CPPFLAGS += -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DFUSE_USE_VERSION=314 -DHYPERFS_VERSION='"$(VERSION)"'
@@ -64,7 +67,7 @@ all: $(BIN) ## build the four tools into build/ (V=1: show commands; SAN=address
 $B/obj/%.c.o: %.c
 	@mkdir -p $(@D)
 	@echo "  cc   $<"
-	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(if $(findstring _avx2,$*),-mavx2 -mbmi2,) -c -o $@ $<
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(if $(and $(X86),$(findstring _avx2,$*)),-mavx2 -mbmi2,) -c -o $@ $<
 
 $B/obj/%.cpp.o: %.cpp
 	@mkdir -p $(@D)
@@ -121,6 +124,9 @@ test-mount: deps ## the tools and unmodified loaders against real mounts
 test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp
 	@$(RUN_TESTS) loaders
+test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
+	@scripts/ports.sh s390x arm64
+	@$(RUN_TESTS) ports
 bench: bench-codec bench-perplexity ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
@@ -164,6 +170,6 @@ distclean: ## remove build/
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all test-programs demo table test test-unit test-mount test-loaders bench bench-codec bench-perplexity figures deps fmt lint install \
+.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

@@ -1,9 +1,9 @@
 #include <time.h>
 
-#include "codec/kernels_common.h"
-
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "codec/kernels_common.h"
 
 /* Shuffle pattern that picks 16-bit lane k of a broadcast (m0, m1, m2, m3). */
 static void phase_pattern(uint8_t pattern[32], unsigned first, unsigned g0, unsigned g1)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Runs tests and closes with one line, "N passed, M failed".
 
-    tests/run.py unit|mount|loaders ...
+    tests/run.py unit|mount|loaders|ports ...
 
-unit: the cmocka programs of tests/unit; mount and loaders: pytest in that folder of tests/.
+unit: the cmocka programs of tests/unit; the others: pytest in that folder of tests/.
 HYPERFS_BUILD names the build folder (build). A program that crashes, a test file that does not
 load and a group without a test count as failed.
 """
@@ -81,7 +81,7 @@ def run_pytest(group, count):
 
 def main():
     groups = sys.argv[1:]
-    if not groups or set(groups) - {"unit", "mount", "loaders"}:
+    if not groups or set(groups) - {"unit", "mount", "loaders", "ports"}:
         sys.exit(__doc__.strip())
     count = Count()
     for group in groups:
