@@ -36,9 +36,10 @@ TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
 BIN   := $(TOOLS:%=$B/%)
 
 CODEC_SRC := $(filter-out codec/kdtree.c,$(wildcard codec/*.c))
-IMAGE_SRC := fs/error.c fs/image.c fs/check.c fs/digest.c fs/trust.c fs/writer.c fs/ui.c
+IMAGE_SRC := fs/error.c fs/image.c fs/checksum.c $(wildcard fs/checksum_*.c) fs/check.c fs/digest.c fs/trust.c \
+             fs/writer.c fs/ui.c
 MKFS_SRC  := $(wildcard mkhyperfs/*.c)
-MOUNT_SRC := $(wildcard fs/mount*.c) fs/cache.c
+MOUNT_SRC := $(wildcard fs/mount*.c) fs/cache.c fs/readahead.c
 FSCK_SRC  := $(wildcard fs/fsck*.c) fs/walk.c fs/json.c
 DUMP_SRC  := $(wildcard fs/dump*.c) fs/walk.c fs/json.c
 # The unit tests link with everything but the main programs; the k-d tree is their reference.

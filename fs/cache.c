@@ -283,6 +283,32 @@ void hfs_cache_leave(struct hfs_cache *c, struct hfs_ticket *t)
     pthread_mutex_unlock(&c->lock);
 }
 
+int hfs_cache_ahead(struct hfs_cache *c, const struct hfs_cache_key *key, size_t len)
+{
+    int error = 0;
+    size_t cost = hfs_cache_cost(len), half = c->capacity / 2;
+    struct hfs_cache_entry *e = NULL;
+    pthread_mutex_lock(&c->lock);
+    HASH_FIND(hh, c->hash, key, sizeof *key, e);
+    if (!e && (c->turn != c->next_turn || cost > half || c->reserved > half - cost)) {
+        error = -EAGAIN;
+    } else if (!e) {
+        c->reserved += cost;
+        e = insert(c, key, len);
+        if (e) {
+            load(c, e);
+            error = e->error;
+            release(c, e);
+        } else {
+            error = -ENOMEM;
+        }
+        c->reserved -= cost;
+        pthread_cond_broadcast(&c->room);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return error;
+}
+
 void hfs_cache_stats(struct hfs_cache *c, struct hfs_cache_stats *out)
 {
     pthread_mutex_lock(&c->lock);

@@ -27,9 +27,11 @@
  * that fills a block waits for nobody else's ticket. A fill may wait for other fills to end
  * (for scratch memory), never for a ticket. One thread has one ticket at a time.
  *
+ * A thread that decodes ahead of readers has no ticket: hfs_cache_ahead fills a block and leaves
+ * it idle, if that takes no room from a ticket and nobody else fills it already.
+ *
  * Threads: all functions but new and free may be called from several threads at once; a ticket
- * belongs to one thread. A thread that decodes ahead of a reader is nothing special: it enters,
- * gets the block and leaves at once.
+ * belongs to one thread.
  */
 #ifndef HYPERFS_FS_CACHE_H
 #define HYPERFS_FS_CACHE_H
@@ -78,13 +80,17 @@ size_t hfs_cache_cost(size_t len);
 void hfs_cache_enter(struct hfs_cache *c, struct hfs_ticket *t, size_t room, size_t charged);
 
 /* Holds block `key` of len bytes (the same len at every call for one key); *data points to it
- * until it is dropped or the ticket leaves. wanted: bytes of it that the caller hands out, 0
- * for a block that is decoded ahead. The fill function's error, -ENOMEM, or -ENOBUFS
- * for a ticket that is full. */
+ * until it is dropped or the ticket leaves. wanted: bytes of it that the caller hands out. The
+ * fill function's error, -ENOMEM, or -ENOBUFS for a ticket that is full. */
 int hfs_cache_get(struct hfs_cache *c, struct hfs_ticket *t, const struct hfs_cache_key *key,
                   size_t len, size_t wanted, const uint8_t **data);
 void hfs_cache_drop(struct hfs_cache *c, struct hfs_ticket *t);
 void hfs_cache_leave(struct hfs_cache *c, struct hfs_ticket *t);
+
+/* Fills block `key` for somebody who will want it. 0, also where it is there or being filled;
+ * -EAGAIN where tickets wait, or hold, with this block, more than half of the capacity; what the
+ * fill function says, or -ENOMEM. Waits for nobody but the fill function. */
+int hfs_cache_ahead(struct hfs_cache *c, const struct hfs_cache_key *key, size_t len);
 
 void hfs_cache_stats(struct hfs_cache *c, struct hfs_cache_stats *out);
 

@@ -17,6 +17,7 @@
 #include <utlist.h>
 
 #include "codec/bytes.h"
+#include "fs/checksum.h"
 #include "fs/image_private.h"
 
 #define damaged(img, err, format, ...)                                                             \
@@ -870,7 +871,7 @@ int hfs_image_read_block(struct hfs_image *img, struct hc_work *w, const struct 
     int r = hfs_image_block(img, seg->first_block + index, &b);
     if (r < 0 || (r = hfs_read_at(img->fd, coded, b.size, b.offset)) < 0)
         return r;
-    if (XXH3_64bits(coded, b.size) != b.checksum)
+    if (hfs_checksum(coded, b.size) != b.checksum)
         return -EBADMSG;
     struct hfs_hash hash;
     if (img->trust) {
@@ -884,7 +885,7 @@ int hfs_image_read_block(struct hfs_image *img, struct hc_work *w, const struct 
     pthread_mutex_lock(&img->decoders.lock);
     decoder_put(&img->decoders, e);
     pthread_mutex_unlock(&img->decoders.lock);
-    if (r == 0 && check_content && XXH3_64bits(dst, raw) != b.content)
+    if (r == 0 && check_content && hfs_checksum(dst, raw) != b.content)
         r = -EBADMSG;
     *raw_len = raw;
     return r;

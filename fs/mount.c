@@ -91,6 +91,14 @@ static char *check_mountpoint(const struct mount_options *o)
     return absolute;
 }
 
+/* Decoding ahead is for idle processors: one is left to the reader. */
+static unsigned ahead_threads(void)
+{
+    enum { MOST = 8 };
+    long others = sysconf(_SC_NPROCESSORS_ONLN) - 1;
+    return others < 1 ? 1 : others > MOST ? MOST : (unsigned)others;
+}
+
 static int open_image(struct mount *m)
 {
     struct hfs_error error = {.text = ""};
@@ -104,10 +112,10 @@ static int open_image(struct mount *m)
         ui_warn("%s: the first superblock is damaged, its copy at the end is used; "
                 "check the image with fsck.hyperfs",
                 m->o->image);
-    m->fs.xattrs = hfs_xattrs_new(m->fs.img);
     m->fs.max_read = m->o->max_read;
-    if (!m->fs.xattrs ||
-        hfs_reader_new(m->fs.img, m->o->memory, m->o->threads, &m->fs.reader) < 0) {
+    if (hfs_reader_new(m->fs.img, m->o->memory, m->o->threads + ahead_threads(), &m->fs.reader) <
+            0 ||
+        !(m->fs.xattrs = hfs_xattrs_new(m->fs.img, m->fs.reader))) {
         ui_error("not enough memory");
         return 1;
     }
@@ -244,6 +252,9 @@ static int detach(int ready)
 
 static int loop(struct mount *m)
 {
+    int result = hfs_ahead_new(m->fs.reader, ahead_threads(), &m->fs.ahead);
+    if (result < 0)
+        return result;
     if (m->o->single)
         return fuse_session_loop(m->session);
     struct fuse_loop_config *config = fuse_loop_cfg_create();
@@ -252,7 +263,7 @@ static int loop(struct mount *m)
     fuse_loop_cfg_set_clone_fd(config, (unsigned)m->o->clone_fd);
     fuse_loop_cfg_set_max_threads(config, m->o->threads);
     fuse_loop_cfg_set_idle_threads(config, m->o->threads);
-    int result = fuse_session_loop_mt(m->session, config);
+    result = fuse_session_loop_mt(m->session, config);
     fuse_loop_cfg_destroy(config);
     return result;
 }
@@ -276,8 +287,9 @@ static void take_down(struct mount *m)
         fuse_remove_signal_handlers(m->session);
     if (m->session)
         fuse_session_destroy(m->session);
-    hfs_reader_free(m->fs.reader);
+    hfs_ahead_free(m->fs.ahead);
     hfs_xattrs_free(m->fs.xattrs);
+    hfs_reader_free(m->fs.reader);
     hfs_image_close(m->fs.img);
     free(m->mountpoint);
 }

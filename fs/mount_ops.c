@@ -277,6 +277,8 @@ static void op_read(fuse_req_t req, fuse_ino_t number, size_t size, off_t offset
         fuse_reply_err(req, EINVAL);
         return;
     }
+    if (m->ahead)
+        hfs_ahead_note(m->ahead, &ino, (uint64_t)offset, size);
     int error = hfs_reader_read(m->reader, &ino, (uint64_t)offset, size, &read);
     if (error < 0) {
         if (read.failed.segment != UINT64_MAX)

@@ -16,11 +16,13 @@
 #include "fs/image.h"
 #include "fs/mount_read.h"
 #include "fs/mount_xattr.h"
+#include "fs/readahead.h"
 
 struct hfs_mount {
     struct hfs_image *img;
     struct hfs_info info;
     struct hfs_reader *reader;
+    struct hfs_ahead *ahead; /* NULL: nothing is decoded ahead */
     struct hfs_xattrs *xattrs;
     unsigned max_read; /* bytes of the largest read request, <= HFS_READ_MAX */
     bool started;      /* set by the kernel's first request */

@@ -2,7 +2,9 @@
 #include "fs/mount_read.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +24,12 @@ struct hfs_reader {
     pthread_cond_t returned;
     struct scratch *unused;
     unsigned made, decoders;
+    size_t capacity; /* of the cache */
+    atomic_uint_fast64_t decoded, delivered;
+    /* A bit for each block of the image: its last byte was handed out. Only a hint, so that
+     * threads that race for a word do no harm. */
+    atomic_uint_fast64_t *given;
+    size_t given_words;
 };
 
 static void scratch_free(struct scratch *s)
@@ -94,6 +102,8 @@ static int decode(void *ctx, const struct hfs_cache_key *key, uint8_t *dst, size
         error = -EBADMSG;
     if (error == 0 && !whole)
         memcpy(dst, s->whole, len);
+    if (error == 0)
+        atomic_fetch_add_explicit(&r->decoded, len, memory_order_relaxed);
     scratch_return(r, s);
     return error;
 }
@@ -123,8 +133,10 @@ int hfs_reader_new(struct hfs_image *img, size_t memory, unsigned decoders, stru
     if (r->decoders == 0)
         r->decoders = 1;
     size_t all = r->decoders * each;
-    size_t capacity = all < memory / 2 ? memory - all : memory / 2;
-    int error = hfs_cache_new(capacity, decode, r, &r->cache);
+    r->capacity = all < memory / 2 ? memory - all : memory / 2;
+    r->given_words = (size_t)(info.block_count / 64 + 1);
+    r->given = calloc(r->given_words, sizeof *r->given);
+    int error = r->given ? hfs_cache_new(r->capacity, decode, r, &r->cache) : -ENOMEM;
     if (error < 0) {
         hfs_reader_free(r);
         return error;
@@ -143,9 +155,21 @@ void hfs_reader_free(struct hfs_reader *r)
         r->unused = s->next;
         scratch_free(s);
     }
+    free(r->given);
     pthread_cond_destroy(&r->returned);
     pthread_mutex_destroy(&r->lock);
     free(r);
+}
+
+size_t hfs_reader_capacity(const struct hfs_reader *r)
+{
+    return r->capacity;
+}
+
+void hfs_reader_stats(struct hfs_reader *r, struct hfs_reader_stats *out)
+{
+    out->decoded = atomic_load_explicit(&r->decoded, memory_order_relaxed);
+    out->delivered = atomic_load_explicit(&r->delivered, memory_order_relaxed);
 }
 
 /* Walks over the blocks and zero runs that make up [at, end) of a file. */
@@ -221,6 +245,25 @@ static size_t plan(struct walk w, size_t *gather)
     return held + largest;
 }
 
+static bool is_given(const struct hfs_reader *r, uint64_t block)
+{
+    return atomic_load_explicit(&r->given[block / 64], memory_order_relaxed) >> block % 64 & 1;
+}
+
+/* The piece is about to be handed out. The kernel asks for the same byte twice when it had to
+ * drop it: then nothing is known any more of what it has. */
+static void give(struct hfs_reader *r, const struct walk *w)
+{
+    uint64_t block = w->seg.first_block + w->key.index;
+    if (w->skip + w->len < w->block)
+        return;
+    if (is_given(r, block))
+        for (size_t i = 0; i < r->given_words; i++)
+            atomic_store_explicit(&r->given[i], 0, memory_order_relaxed);
+    atomic_fetch_or_explicit(&r->given[block / 64], UINT64_C(1) << block % 64,
+                             memory_order_relaxed);
+}
+
 static void append(struct hfs_read *out, const uint8_t *data, size_t len)
 {
     struct iovec *last = out->count ? &out->iov[out->count - 1] : NULL;
@@ -243,6 +286,7 @@ static int collect(struct hfs_reader *r, struct walk w, struct hfs_read *out)
                 out->failed = w.key;
                 return error;
             }
+            give(r, &w);
             if (is_direct(&w)) {
                 append(out, data + w.skip, w.len);
                 continue;
@@ -277,6 +321,8 @@ int hfs_reader_read(struct hfs_reader *r, const struct hfs_inode *ino, uint64_t 
         error = collect(r, w, out);
     if (error < 0)
         hfs_reader_done(r, out);
+    else
+        atomic_fetch_add_explicit(&r->delivered, size < left ? size : left, memory_order_relaxed);
     return error;
 }
 
@@ -285,4 +331,43 @@ void hfs_reader_done(struct hfs_reader *r, struct hfs_read *read)
     hfs_cache_leave(r->cache, &read->ticket);
     free(read->gathered);
     read->gathered = NULL;
+}
+
+uint64_t hfs_reader_block(struct hfs_reader *r, const struct hfs_inode *ino, uint64_t offset,
+                          struct hfs_cache_key *key, size_t *len)
+{
+    struct walk w;
+    walk_start(&w, r->img, ino, offset, ino->size);
+    walk_next(&w);
+    *key = w.key;
+    *len = w.zero || is_given(r, w.seg.first_block + w.key.index) ? 0 : w.block;
+    return w.at;
+}
+
+int hfs_reader_ahead(struct hfs_reader *r, const struct hfs_cache_key *key, size_t len)
+{
+    return hfs_cache_ahead(r->cache, key, len);
+}
+
+void hfs_reader_fetch(struct hfs_reader *r, const struct hfs_inode *ino, uint64_t from, uint64_t to)
+{
+    uint64_t start = 0, end = 0; /* of stored bytes that follow each other */
+    struct hfs_block b;
+    struct walk w;
+    walk_start(&w, r->img, ino, from, to);
+    while (walk_next(&w)) {
+        uint64_t block = w.seg.first_block + w.key.index;
+        if (w.zero || is_given(r, block) || hfs_image_block(r->img, block, &b) < 0)
+            continue;
+        if (b.offset != end) {
+            if (end > start)
+                posix_fadvise(hfs_image_fd(r->img), (off_t)start, (off_t)(end - start),
+                              POSIX_FADV_WILLNEED);
+            start = b.offset;
+        }
+        end = b.offset + b.size;
+    }
+    if (end > start)
+        posix_fadvise(hfs_image_fd(r->img), (off_t)start, (off_t)(end - start),
+                      POSIX_FADV_WILLNEED);
 }

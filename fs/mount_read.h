@@ -35,6 +35,15 @@ int hfs_reader_new(struct hfs_image *img, size_t memory, unsigned decoders,
                    struct hfs_reader **out);
 void hfs_reader_free(struct hfs_reader *r); /* NULL is allowed */
 
+/* Bytes that the cache has room for. */
+size_t hfs_reader_capacity(const struct hfs_reader *r);
+
+struct hfs_reader_stats {
+    uint64_t decoded;   /* bytes of blocks, each time that one was decoded */
+    uint64_t delivered; /* bytes read from files */
+};
+void hfs_reader_stats(struct hfs_reader *r, struct hfs_reader_stats *out);
+
 struct hfs_read {
     struct iovec iov[HFS_READ_PIECES];
     int count;
@@ -49,5 +58,17 @@ struct hfs_read {
 int hfs_reader_read(struct hfs_reader *r, const struct hfs_inode *ino, uint64_t offset, size_t size,
                     struct hfs_read *out);
 void hfs_reader_done(struct hfs_reader *r, struct hfs_read *read);
+
+/* The block, or the run of zeros, that holds byte `offset` of a regular file (offset < its size):
+ * returns where it ends in the file. *len receives what hfs_reader_ahead needs, 0 where there is
+ * nothing to decode: zeros, and what the kernel has been given and not asked for again. */
+uint64_t hfs_reader_block(struct hfs_reader *r, const struct hfs_inode *ino, uint64_t offset,
+                          struct hfs_cache_key *key, size_t *len);
+/* Decodes it into the cache (hfs_cache_ahead). */
+int hfs_reader_ahead(struct hfs_reader *r, const struct hfs_cache_key *key, size_t len);
+/* Asks the disk for the stored bytes of [from, to) of a file (from < to <= its size), and does
+ * not wait for them. */
+void hfs_reader_fetch(struct hfs_reader *r, const struct hfs_inode *ino, uint64_t from,
+                      uint64_t to);
 
 #endif

@@ -2,6 +2,7 @@
 #include "fs/mount_xattr.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@ struct summary {
 
 struct hfs_xattrs {
     struct hfs_image *img;
+    struct hfs_reader *reader;
     pthread_mutex_t lock;
     bool known;
     uint32_t inode;
@@ -141,12 +143,13 @@ out:
     return error;
 }
 
-struct hfs_xattrs *hfs_xattrs_new(struct hfs_image *img)
+struct hfs_xattrs *hfs_xattrs_new(struct hfs_image *img, struct hfs_reader *reader)
 {
     struct hfs_xattrs *x = calloc(1, sizeof *x);
     if (!x)
         return NULL;
     x->img = img;
+    x->reader = reader;
     pthread_mutex_init(&x->lock, NULL);
     return x;
 }
@@ -161,10 +164,11 @@ void hfs_xattrs_free(struct hfs_xattrs *x)
 
 const char *hfs_xattrs_list(const struct hfs_inode *ino, size_t *len)
 {
-    static const char names[] = PREFIX "code\0" PREFIX "ratio\0" PREFIX "sqnr\0" PREFIX "version";
+#define OF_ROOT PREFIX "version\0" PREFIX "decoded\0" PREFIX "delivered"
+    static const char names[] = PREFIX "code\0" PREFIX "ratio\0" PREFIX "sqnr\0" OF_ROOT;
     *len = sizeof names;
     if (ino->number != 0)
-        *len -= sizeof PREFIX "version";
+        *len -= sizeof OF_ROOT;
     if (S_ISLNK(ino->mode)) /* Linux has no user attributes on symbolic links */
         *len = 0;
     return names;
@@ -199,6 +203,24 @@ static void print_value(const struct summary *s, const char *name, char value[HF
         snprintf(value, HFS_XATTR_VALUE, "%.3f", (double)s->size / (double)s->stored);
 }
 
+/* Those of the root alone; false for any other. */
+static bool print_of_root(struct hfs_xattrs *x, const char *name, char value[HFS_XATTR_VALUE])
+{
+    struct hfs_info info;
+    struct hfs_reader_stats stats;
+    hfs_image_info(x->img, &info);
+    hfs_reader_stats(x->reader, &stats);
+    if (strcmp(name, "version") == 0)
+        snprintf(value, HFS_XATTR_VALUE, "%u", info.version);
+    else if (strcmp(name, "decoded") == 0)
+        snprintf(value, HFS_XATTR_VALUE, "%" PRIu64, stats.decoded);
+    else if (strcmp(name, "delivered") == 0)
+        snprintf(value, HFS_XATTR_VALUE, "%" PRIu64, stats.delivered);
+    else
+        return false;
+    return true;
+}
+
 int hfs_xattrs_get(struct hfs_xattrs *x, uint32_t inode, const char *name,
                    char value[HFS_XATTR_VALUE])
 {
@@ -207,12 +229,8 @@ int hfs_xattrs_get(struct hfs_xattrs *x, uint32_t inode, const char *name,
     if (S_ISLNK(ino.mode) || strncmp(name, PREFIX, sizeof PREFIX - 1) != 0)
         return -ENODATA;
     name += sizeof PREFIX - 1;
-    if (strcmp(name, "version") == 0 && inode == 0) {
-        struct hfs_info info;
-        hfs_image_info(x->img, &info);
-        snprintf(value, HFS_XATTR_VALUE, "%u", info.version);
+    if (inode == 0 && print_of_root(x, name, value))
         return 0;
-    }
     if (strcmp(name, "code") != 0 && strcmp(name, "ratio") != 0 && strcmp(name, "sqnr") != 0)
         return -ENODATA;
     int error = 0;

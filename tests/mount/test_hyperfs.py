@@ -312,7 +312,8 @@ def attributes(path):
 
 def test_attributes_of_a_lossless_image(source, image, mnt):
     got = attributes(mnt)
-    assert sorted(got) == [f"user.hyperfs.{n}" for n in ("code", "ratio", "sqnr", "version")]
+    assert sorted(got) == [f"user.hyperfs.{n}" for n in
+                           ("code", "decoded", "delivered", "ratio", "sqnr", "version")]
     assert got["user.hyperfs.version"] == "1"
     assert set(got["user.hyperfs.code"].split(",")) == {"planes", "bytes"}
     assert got["user.hyperfs.sqnr"] == "inf"
@@ -341,6 +342,108 @@ def test_attributes_of_a_lossy_image(demo_model, image_of, tools):
         assert abs(float(got["user.hyperfs.sqnr"]) - worst) < 0.01
         assert float(got["user.hyperfs.ratio"]) > 3.5
         assert attributes(point / "config.json")["user.hyperfs.sqnr"] == "inf"
+
+
+# ---- decoding ahead ----
+
+
+def counted(point):
+    return [int(os.getxattr(point, f"user.hyperfs.{n}")) for n in ("decoded", "delivered")]
+
+
+@pytest.fixture(scope="session")
+def long(tmp_path_factory, image_of):
+    """A file of 48 MiB, long enough for several streams, and its image."""
+    tree = tmp_path_factory.mktemp("long") / "model"
+    tree.mkdir()
+    dice = random.Random(3)
+    safetensors(tree / "model.safetensors",
+                {f"t{i}": ("U8", [12 << 20], dice.randbytes(12 << 20)) for i in range(4)})
+    return tree / "model.safetensors", image_of(tree, "--lossless")
+
+
+def read_in_order(path, content):
+    with open(path, "rb", buffering=0) as f:
+        for at in range(0, len(content), 1 << 20):
+            assert f.read(1 << 20) == content[at:at + (1 << 20)]
+
+
+def map_in_order(path, content):
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        for at in range(0, len(content), mmap.PAGESIZE):
+            assert mapped[at] == content[at]
+
+
+def read_backwards(path, content):
+    with open(path, "rb", buffering=0) as f:
+        for at in range(len(content) - (1 << 20), -1, -1 << 20):
+            assert os.pread(f.fileno(), 1 << 20, at) == content[at:at + (1 << 20)]
+
+
+def read_interleaved(path, content):
+    """One descriptor, several processes and threads, each on its own part."""
+    fd = os.open(path, os.O_RDONLY)
+    part = len(content) // 6 + 1
+
+    def read_part(number):
+        end = min((number + 1) * part, len(content))
+        for at in range(number * part, end, 1 << 20):
+            size = min(1 << 20, end - at)
+            assert os.pread(fd, size, at) == content[at:at + size]
+
+    def read_three(first):
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            list(pool.map(read_part, range(first, first + 3)))
+
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=read_three, args=(first,)) for first in (0, 3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("options", ["read_ahead_kb=1024", "read_ahead_kb=128",
+                                     "read_ahead_kb=128,max_threads=1"])
+@pytest.mark.parametrize("pattern", [read_in_order, map_in_order, read_backwards,
+                                     read_interleaved])
+def test_no_block_is_decoded_twice(pattern, options, long):
+    path, image = long
+    content = path.read_bytes()
+    with mounted(image, "-o", options) as point:
+        pattern(point / path.name, content)
+        decoded, delivered = counted(point)
+        # The kernel reads a page or two ahead of its own readers more than once.
+        assert len(content) <= delivered <= 1.05 * len(content)
+        assert decoded <= 1.05 * len(content)
+
+
+def test_memory_is_bounded_while_decoding_ahead(long):
+    path, image = long
+    content = path.read_bytes()
+
+    def peak(options):
+        with mounted(image, "-o", options) as point:
+            read_interleaved(point / path.name, content)
+            status = Path(f"/proc/{daemon_of(point)}/status").read_text()
+            return next(int(line.split()[1]) << 10 for line in status.splitlines()
+                        if line.startswith("VmHWM"))
+    assert peak("memory=4M") < 40 << 20
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_signal_while_decoding_ahead(sign, long):
+    path, image = long
+    for _ in range(5):
+        with mounted(image, "-o", "read_ahead_kb=128") as point:
+            daemon = daemon_of(point)
+            with open(point / path.name, "rb", buffering=0) as f:
+                f.read(2 << 20)
+                os.kill(daemon, sign)
+                wait_until(lambda: not is_running(daemon))
+            run(["fusermount3", "-u", "-z", point], check=False)
 
 
 @as_root

@@ -199,6 +199,35 @@ static void test_stream_stays_in_few_buffers(void **state)
     hfs_cache_free(c);
 }
 
+static void test_ahead_fills_once_and_only_in_half_of_the_room(void **state)
+{
+    (void)state;
+    struct hfs_cache *c = make(4);
+    struct hfs_cache_key key[3] = {{1, 1}, {1, 2}, {1, 3}};
+    struct hfs_cache_stats stats;
+    struct hfs_ticket t;
+    assert_int_equal(hfs_cache_ahead(c, &key[0], BLOCK), 0);
+    assert_int_equal(hfs_cache_ahead(c, &key[0], BLOCK), 0);
+    assert_int_equal(fills, 1);
+    assert_int_equal(visit(c, 1, BLOCK), 0);
+    assert_int_equal(fills, 1);
+    hfs_cache_enter(c, &t, hfs_cache_cost(BLOCK), 0);
+    assert_int_equal(hfs_cache_ahead(c, &key[1], BLOCK), 0);
+    hfs_cache_leave(c, &t);
+    hfs_cache_enter(c, &t, hfs_cache_cost(BLOCK) + 1, 0);
+    assert_int_equal(hfs_cache_ahead(c, &key[2], BLOCK), -EAGAIN);
+    hfs_cache_leave(c, &t);
+    fail_with = EIO;
+    assert_int_equal(hfs_cache_ahead(c, &key[2], BLOCK), -EIO);
+    fail_with = 0;
+    assert_int_equal(visit(c, 3, BLOCK), 0); /* the failure was not kept */
+    hfs_cache_stats(c, &stats);
+    assert_int_equal(stats.held, 0);
+    assert_true(stats.peak <= 4 * hfs_cache_cost(BLOCK));
+    assert_int_equal(wrong, 0);
+    hfs_cache_free(c);
+}
+
 static void test_held_blocks_stay(void **state)
 {
     (void)state;
@@ -330,6 +359,7 @@ int main(void)
         cmocka_unit_test_setup(test_unused_for_longest_makes_room, set_up),
         cmocka_unit_test_setup(test_blocks_handed_out_whole_go_first, set_up),
         cmocka_unit_test_setup(test_stream_stays_in_few_buffers, set_up),
+        cmocka_unit_test_setup(test_ahead_fills_once_and_only_in_half_of_the_room, set_up),
         cmocka_unit_test_setup(test_held_blocks_stay, set_up),
         cmocka_unit_test_setup(test_charged_bytes_count, set_up),
         cmocka_unit_test_setup(test_full_ticket_is_refused, set_up),
