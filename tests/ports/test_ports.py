@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT, run
+from golden_images import READ, check_sums, name
 from weights import write_model
 
 EMULATORS = {"s390x": "qemu-s390x-static", "arm64": "qemu-aarch64-static"}
@@ -74,3 +75,9 @@ def test_damage_is_found(port, source, image_of, tmp_path):
     damaged = tmp_path / "damaged.hyperfs"
     damaged.write_bytes(data)
     assert run([*port.fsck, damaged], check=False).returncode == 4
+
+
+@pytest.mark.parametrize("image", READ, ids=name)
+def test_golden_image(port, image, tmp_path):
+    run([*port.fsck, "-q", f"--extract={tmp_path / 'x'}", image])
+    check_sums(tmp_path / "x", image)
