@@ -47,13 +47,14 @@ static bool append(char *path, const char *text)
     return true;
 }
 
-/* Where an absolute target lies below the root, all links of both resolved. */
-static bool below_root(const char *root, const char *target, char *inside)
+/* Where an absolute target lies below the root, all links of both resolved. 1, 0 if it does not,
+ * or a negative errno. */
+static int below_root(const char *root, const char *target, char *inside)
 {
     char *real_root = realpath(root, NULL);
-    char *real = realpath(target, NULL);
-    bool below = false;
-    if (real_root && real) {
+    char *real = real_root ? realpath(target, NULL) : NULL;
+    int below = real ? 0 : -errno;
+    if (real) {
         size_t len = strlen(real_root);
         if (len == 1)
             len = 0; /* "/" */
@@ -67,28 +68,31 @@ static bool below_root(const char *root, const char *target, char *inside)
     return below;
 }
 
-/* Whether the image will hold root/inside, and it is the file that the link leads to. */
-static bool is_stored(const struct mk_options *opt, const char *root, char *inside,
-                      const struct stat *leads_to)
+/* Whether the image will hold root/inside, and it is the file that the link leads to. 1, 0 or a
+ * negative errno. */
+static int is_stored(const struct mk_options *opt, const char *root, char *inside,
+                     const struct stat *leads_to)
 {
     for (char *slash = strchr(inside, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
         bool out = mk_excluded(opt, inside, NULL);
         *slash = '/';
         if (out)
-            return false;
+            return 0;
     }
     if (*inside && mk_excluded(opt, inside, NULL))
-        return false;
+        return 0;
 
     char *path;
     struct stat st;
     if (asprintf(&path, "%s/%s", root, inside) < 0)
-        return false;
-    bool same = stat(path, &st) == 0 && st.st_dev == leads_to->st_dev &&
-                st.st_ino == leads_to->st_ino && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode));
+        return -ENOMEM;
+    int error = stat(path, &st) == 0 ? 0 : errno;
     free(path);
-    return same;
+    if (error) /* nothing there: another path by way of links led to the file */
+        return error == ENOENT || error == ENOTDIR ? 0 : -error;
+    return st.st_dev == leads_to->st_dev && st.st_ino == leads_to->st_ino &&
+           (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode));
 }
 
 /* The path from the directory `from` to `to`, both below the root and free of "..". */
@@ -140,7 +144,7 @@ static int read_link(const char *root, const char *rel, char *text, struct hfs_e
 int mk_link_target(const struct mk_options *opt, const char *root, const char *rel,
                    const struct stat *leads_to, char **target, struct hfs_error *err)
 {
-    char text[PATH_MAX], inside[PATH_MAX], dir[PATH_MAX];
+    char text[PATH_MAX], inside[PATH_MAX], dir[PATH_MAX], shown[400];
     *target = NULL;
     int r = read_link(root, rel, text, err);
     if (r < 0)
@@ -148,14 +152,20 @@ int mk_link_target(const struct mk_options *opt, const char *root, const char *r
     const char *slash = strrchr(rel, '/');
     snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - rel) : 0, rel);
 
-    bool kept;
+    int kept;
     if (text[0] == '/') {
         kept = below_root(root, text, inside);
     } else {
         strcpy(inside, dir);
         kept = append(inside, text);
     }
-    if (!kept || !is_stored(opt, root, inside, leads_to))
+    if (kept > 0)
+        kept = is_stored(opt, root, inside, leads_to);
+    if (kept < 0)
+        return hfs_fail(err, -kept, "%s: where this symbolic link leads cannot be examined: %s",
+                        hfs_printable(shown, sizeof shown, rel, (unsigned)strlen(rel)),
+                        strerror(-kept));
+    if (kept == 0)
         return 0;
     *target = text[0] == '/' ? relative(dir, inside) : strdup(text);
     return *target ? 0 : hfs_fail(err, ENOMEM, "out of memory");
