@@ -381,11 +381,14 @@ int hc_encode(const struct hc_encoder *e, struct hc_work *w, const uint8_t *src,
     if (!decoded)
         decoded = w->e.decoded;
     memset(s, 0, sizeof *s);
+    w->out_of_memory = false;
     if (code->type != HC_CODE_TRAJECTORY)
-        return encode_lossless(e, w, src, raw_len, dst, dst_len, decoded, s);
-    if (code->t.zero_map)
-        return encode_with_map(e, w, src, raw_len, dst, dst_len, decoded, s);
-    return encode_trajectory(e, w, src, raw_len, dst, dst_len, decoded, s);
+        rc = encode_lossless(e, w, src, raw_len, dst, dst_len, decoded, s);
+    else if (code->t.zero_map)
+        rc = encode_with_map(e, w, src, raw_len, dst, dst_len, decoded, s);
+    else
+        rc = encode_trajectory(e, w, src, raw_len, dst, dst_len, decoded, s);
+    return rc == 0 && w->out_of_memory ? -ENOMEM : rc;
 }
 
 void hc_block_stats_add(struct hc_block_stats *sum, const struct hc_block_stats *b)

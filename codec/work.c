@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include <zstd_errors.h>
+
 #include "codec/trellis.h"
 
 static bool set_up_literals(ZSTD_CCtx *c)
@@ -119,18 +121,24 @@ int hc_work_for_encoding(struct hc_work *w, unsigned nu)
                : -ENOMEM;
 }
 
+/* What ZSTD_compress2 returned; an error, most often too small a room, as 0. */
+static size_t compressed(struct hc_work *w, size_t size, size_t n)
+{
+    if (ZSTD_getErrorCode(size) == ZSTD_error_memory_allocation)
+        w->out_of_memory = true;
+    return ZSTD_isError(size) || size >= n ? 0 : size;
+}
+
 size_t hc_compress_literals(struct hc_work *w, uint8_t *dst, const uint8_t *src, size_t n)
 {
-    size_t size = ZSTD_compress2(w->literals, dst, n, src, n);
-    return ZSTD_isError(size) || size >= n ? 0 : size;
+    return compressed(w, ZSTD_compress2(w->literals, dst, n, src, n), n);
 }
 
 size_t hc_compress_full(struct hc_work *w, uint8_t *dst, const uint8_t *src, size_t n, int level)
 {
     if (ZSTD_isError(ZSTD_CCtx_setParameter(w->full, ZSTD_c_compressionLevel, level)))
         return 0;
-    size_t size = ZSTD_compress2(w->full, dst, n, src, n);
-    return ZSTD_isError(size) || size >= n ? 0 : size;
+    return compressed(w, ZSTD_compress2(w->full, dst, n, src, n), n);
 }
 
 int hc_expand(struct hc_work *w, uint8_t *dst, size_t n, const uint8_t *src, size_t len)

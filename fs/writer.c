@@ -14,6 +14,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #define HASH_NONFATAL_OOM 1
 #include <uthash.h>
@@ -764,6 +765,10 @@ static int write_section(struct hfs_writer *w, unsigned type, const struct bytes
     if (type != HFS_SEC_NAMES && type != HFS_SEC_DIGEST) {
         size_t n = ZSTD_compress(packed, bound, raw->p, raw->len,
                                  raw->len < LARGE_TABLE ? TABLE_LEVEL : LARGE_TABLE_LEVEL);
+        if (ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation) {
+            free(packed);
+            return fail_memory(w, err);
+        }
         if (!ZSTD_isError(n) && n < raw->len) {
             stored = packed;
             len = n;
