@@ -445,11 +445,17 @@ struct report {
     int failure; /* what kept the check from being done: -ENOMEM, -EIO */
 };
 
-/* Passes the sentence of an error on and makes room for the next one. */
+/* Passes the sentence of an error on and makes room for the next one. A want of memory says nothing
+ * about the image: only the result tells of it. */
 static void report(struct report *r, int code, struct hfs_error *err)
 {
     if (code >= 0)
         return;
+    if (code == -ENOMEM) {
+        r->failure = code;
+        err->text[0] = 0;
+        return;
+    }
     r->found++;
     if (code != -EBADMSG && !r->failure)
         r->failure = code;

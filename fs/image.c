@@ -10,6 +10,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 /* An entry that cannot be hashed for want of memory is an error, not an exit. */
 #define HASH_NONFATAL_OOM 1
@@ -279,8 +280,11 @@ static int unpack(const struct hfs_image *img, const struct hfs_section_entry *s
     uint8_t *p = malloc(raw + 1);
     if (!p)
         return hfs_fail(err, ENOMEM, "%s: out of memory for section %u", img->path, sec->type);
-    if (ZSTD_decompress(p, raw, packed, stored) != raw) {
+    size_t n = ZSTD_decompress(p, raw, packed, stored);
+    if (n != raw) {
         free(p);
+        if (ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation)
+            return hfs_fail(err, ENOMEM, "%s: out of memory for section %u", img->path, sec->type);
         return damaged(img, err, "section %u does not unpack", sec->type);
     }
     *out = p;

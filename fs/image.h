@@ -149,7 +149,7 @@ int hfs_image_meta(struct hfs_image *img, const char **text, struct hfs_error *e
  * all leaves, the digest (which blocks read later are then compared with), blocks tile the data
  * area, every block belongs to exactly one segment range, no unused code, names used fully. For
  * fsck. Calls problem(ctx, sentence) for each finding. Returns 0 if there is none, -EBADMSG, or
- * what kept it from looking (-EIO, -ENOMEM ...). */
+ * what kept it from looking (-EIO, -ENOMEM ...); -ENOMEM is not a finding. */
 int hfs_image_check_tables(struct hfs_image *img, void (*problem)(void *ctx, const char *sentence),
                            void *ctx);
 

@@ -68,7 +68,9 @@ static int read_all(const struct mk_options *opt, struct hfs_image *img,
         if (!s)
             break;
         r = s->status;
-        if (r < 0)
+        if (r == -ENOMEM)
+            hfs_fail(err, ENOMEM, "out of memory to check the new image; nothing is kept of it");
+        else if (r < 0)
             hfs_fail(err, -r,
                      "the new image is wrong at block %llu (%s); nothing is kept of it. "
                      "Check the disk and the memory of this machine",
@@ -104,7 +106,9 @@ int mk_verify(const struct mk_options *opt, const char *path, struct hfs_error *
         if (r == 0 && found.text[0])
             r = -EBADMSG;
         if (r < 0)
-            hfs_fail(err, -r, "%s", found.text[0] ? found.text : strerror(-r));
+            hfs_fail(err, -r, "%s%s",
+                     found.text[0] ? found.text : "the new image cannot be checked: ",
+                     found.text[0] ? "" : strerror(-r));
     }
     hfs_image_close(img);
     return r;
