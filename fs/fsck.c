@@ -75,6 +75,7 @@ static void catch_signals(void)
 
     for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++)
         sigaction(numbers[i], &action, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a write error with a sentence, and the staging directory goes */
 }
 
 /* ---- tables ---- */

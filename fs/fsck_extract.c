@@ -277,19 +277,30 @@ static int second_leave(void *ctx, const struct hfs_walk_item *item)
     return 0;
 }
 
-static int last_enter(void *ctx, const struct hfs_walk_item *item)
+/* Those are set here. The tree stands in its place, so nothing may fail any more. */
+static void finish_directories(struct extract *x)
 {
-    struct extract *x = ctx;
-    int fd;
+    struct hfs_inode root, ino;
+    struct hfs_dirent de;
+    char name[256];
 
-    if (item->depth == 0 || !S_ISDIR(item->ino.mode))
-        return 0;
-    fd = openat(x->stage.tree_fd, item->name, DIR_FLAGS);
-    if (fd < 0)
-        return fail(x, errno, item->path, "opened");
-    set_metadata(x, fd, &item->ino, item->path);
-    close(fd);
-    return HFS_WALK_SKIP;
+    hfs_image_inode(x->f->img, 0, &root);
+    for (uint64_t i = 0; i < root.count; i++) {
+        hfs_image_dirent(x->f->img, root.first + i, &de);
+        hfs_image_inode(x->f->img, de.inode, &ino);
+        if (!S_ISDIR(ino.mode))
+            continue;
+        memcpy(name, de.name, de.name_len);
+        name[de.name_len] = 0;
+        int fd = openat(x->stage.tree_fd, name, DIR_FLAGS);
+        if (fd < 0) {
+            no_metadata(x, name);
+            continue;
+        }
+        set_metadata(x, fd, &ino, name);
+        close(fd);
+    }
+    set_metadata(x, x->stage.tree_fd, &root, ".");
 }
 
 static int walk(struct extract *x, const struct hfs_walk_ops *ops)
@@ -310,8 +321,6 @@ static int build(struct extract *x)
 {
     static const struct hfs_walk_ops first = {first_enter, first_leave};
     static const struct hfs_walk_ops second = {second_enter, second_leave};
-    static const struct hfs_walk_ops last = {last_enter, NULL};
-    struct hfs_inode root;
     int r = walk(x, &first);
 
     if (r == 0)
@@ -319,11 +328,7 @@ static int build(struct extract *x)
     if (r == 0)
         r = fsck_stage_publish(&x->stage, x->err);
     if (r == 0)
-        r = walk(x, &last);
-    if (r == 0) {
-        hfs_image_inode(x->f->img, 0, &root);
-        set_metadata(x, x->stage.tree_fd, &root, ".");
-    }
+        finish_directories(x);
     return r;
 }
 

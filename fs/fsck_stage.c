@@ -154,7 +154,11 @@ static int make_dir(int base, const char *name)
     if (mkdirat(base, name, 0700) < 0)
         return -errno;
     fd = openat(base, name, DIR_FLAGS);
-    return fd < 0 ? -errno : fd;
+    if (fd < 0) {
+        fd = -errno;
+        unlinkat(base, name, AT_REMOVEDIR);
+    }
+    return fd;
 }
 
 int fsck_stage_open(struct fsck_stage *s, const char *target, struct hfs_error *err)
@@ -218,6 +222,9 @@ static void discard(struct fsck_stage *s)
 {
     int r = s->fd >= 0 ? remove_stage(s) : 0;
 
+    /* What stopped it may have been a moment's want of memory or descriptors. */
+    if (r < 0)
+        r = remove_stage(s);
     if (r < 0)
         ui_warn("%s of %s cannot be removed: %s", s->name, s->target, strerror(-r));
     if (s->links_fd >= 0)
