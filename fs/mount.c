@@ -16,6 +16,7 @@
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <syslog.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fs/mount_log.h"
@@ -147,17 +148,17 @@ static int add_options(struct mount *m, struct fuse_args *args)
 }
 
 /* Answers the kernel's first request, so that the mount is known to work and the kernel has set
- * its read-ahead, which it would otherwise set over ours. */
+ * its read-ahead, which it would otherwise set over ours. Where that request cannot be answered,
+ * for want of memory perhaps, no other one ever comes. */
 static bool first_request(struct mount *m)
 {
     struct fuse_buf buf = {.mem = NULL};
-    while (!m->fs.started && !fuse_session_exited(m->session)) {
-        int n = fuse_session_receive_buf(m->session, &buf);
-        if (n > 0)
-            fuse_session_process_buf(m->session, &buf);
-        else if (n != -EINTR)
-            break;
-    }
+    int n;
+    do {
+        n = fuse_session_receive_buf(m->session, &buf);
+    } while (n == -EINTR && !fuse_session_exited(m->session));
+    if (n > 0)
+        fuse_session_process_buf(m->session, &buf);
     free(buf.mem);
     return m->fs.started;
 }
@@ -191,21 +192,26 @@ static int mount_image(struct mount *m)
         ui_error("not enough memory");
         return 1;
     }
+    errno = 0;
     m->session = fuse_session_new(&m->o->args, &hfs_mount_ops, sizeof hfs_mount_ops, &m->fs);
+    if (!m->session && errno == ENOMEM) {
+        ui_error("not enough memory");
+        return 1;
+    }
     if (!m->session)
-        return ui_usage_error("hyperfs(1) lists the options for -o");
+        return ui_usage_error("hyperfs(1) lists the options for -o%s", mount_log_reason());
     if (fuse_set_signal_handlers(m->session) < 0) {
         ui_error("no handlers for signals");
         return 1;
     }
     m->handles_signals = true;
     if (fuse_session_mount(m->session, m->mountpoint) < 0) {
-        ui_error("%s: mounting failed", m->mountpoint);
+        ui_error("%s: mounting failed%s", m->mountpoint, mount_log_reason());
         return 1;
     }
     m->mounted = true;
     if (!first_request(m)) {
-        ui_error("%s: the kernel does not answer the new mount", m->mountpoint);
+        ui_error("%s: the new mount does not work%s", m->mountpoint, mount_log_reason());
         return 1;
     }
     raise_read_ahead(m);
@@ -250,7 +256,7 @@ static int detach(int ready)
     return 0;
 }
 
-static int loop(struct mount *m)
+static int loop_once(struct mount *m)
 {
     int result = hfs_ahead_new(m->fs.reader, ahead_threads(), &m->fs.ahead);
     if (result < 0)
@@ -265,6 +271,22 @@ static int loop(struct mount *m)
     fuse_loop_cfg_set_idle_threads(config, m->o->threads);
     result = fuse_session_loop_mt(m->session, config);
     fuse_loop_cfg_destroy(config);
+    return result;
+}
+
+/* libfuse ends the whole loop where it cannot start a thread (-1) or find memory for its buffer.
+ * The mount goes on: requests wait in the kernel until there is memory again. */
+static int loop(struct mount *m)
+{
+    static const struct timespec moment = {.tv_nsec = 100 * 1000 * 1000};
+    bool said = false;
+    int result;
+    while ((result = loop_once(m)) == -ENOMEM || result == -1) {
+        if (!said)
+            mount_log(LOG_ERR, "%s: no memory for a thread; requests wait", m->mountpoint);
+        said = true;
+        nanosleep(&moment, NULL);
+    }
     return result;
 }
 
@@ -309,6 +331,7 @@ static int run(struct mount_options *o, int ready)
     if (status == 0) {
         if (!mount_sandbox(o->clone_fd))
             mount_log(LOG_DEBUG, "no filter of system calls");
+        mount_log_serving();
         int result = loop(&m);
         if (result < 0) {
             mount_log(LOG_ERR, "%s: serving ended: %s", m.mountpoint, strerror(-result));

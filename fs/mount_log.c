@@ -2,22 +2,29 @@
 #include "fs/mount_log.h"
 
 #include <fuse_lowlevel.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <syslog.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "fs/error.h"
 #include "fs/ui.h"
 
 static bool to_syslog;
+static bool holding;
+static char held[1024]; /* what libfuse said first */
 
 static void emit(int priority, const char *sentence)
 {
+    struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
     if (to_syslog)
         syslog(priority, "%s", sentence);
+    else if (poll(&out, 1, 0) == 0)
+        return; /* a pipe that nobody reads: a request must not wait for it */
     else if (priority == LOG_DEBUG)
         ui_verbose("%s", sentence);
     else if (priority >= LOG_NOTICE)
@@ -40,7 +47,7 @@ void mount_log(int priority, const char *format, ...)
 static void from_libfuse(enum fuse_log_level level, const char *format, va_list args)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static char line[1024];
+    static char line[1000];
     if (level >= FUSE_LOG_DEBUG) { /* the trace that -d asks for */
         if (!to_syslog)
             vfprintf(stderr, format, args);
@@ -53,7 +60,11 @@ static void from_libfuse(enum fuse_log_level level, const char *format, va_list 
     if (end || strlen(line) == sizeof line - 1) {
         if (end)
             *end = '\0';
-        emit((int)level, strncmp(line, "fuse: ", 6) == 0 ? line + 6 : line); /* syslog's levels */
+        const char *sentence = strncmp(line, "fuse: ", 6) == 0 ? line + 6 : line;
+        if (!holding)
+            emit((int)level, sentence); /* syslog's levels */
+        else if (!held[0])
+            snprintf(held, sizeof held, ": %s", sentence);
         line[0] = '\0';
     }
     pthread_mutex_unlock(&lock);
@@ -61,7 +72,20 @@ static void from_libfuse(enum fuse_log_level level, const char *format, va_list 
 
 void mount_log_start(void)
 {
+    holding = true;
     fuse_set_log_func(from_libfuse);
+}
+
+const char *mount_log_reason(void)
+{
+    return held;
+}
+
+void mount_log_serving(void)
+{
+    holding = false;
+    if (held[0])
+        emit(LOG_WARNING, held + 2);
 }
 
 void mount_log_to_syslog(void)

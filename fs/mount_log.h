@@ -8,8 +8,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Takes over libfuse's own messages: printed like ours, without its prefix. */
+/* Takes over libfuse's own messages. Before the mount serves they are held back: what fails then is
+ * said in one sentence. Later they are printed like ours, without libfuse's prefix. */
 void mount_log_start(void);
+void mount_log_serving(void);
+
+/* ": " and the first sentence that was held back, to end a sentence with; "" if there is none. */
+const char *mount_log_reason(void);
 
 /* Opens the connection to syslog; from now on nothing goes to stderr. */
 void mount_log_to_syslog(void);

@@ -202,8 +202,13 @@ int mount_options_parse(struct mount_options *o, int argc, char **argv)
         .max_read = HFS_READ_MAX,
         .args = FUSE_ARGS_INIT(argc, argv),
     };
-    if (fuse_opt_parse(&o->args, o, specification, take) == -1)
-        return 2;
+    errno = 0;
+    if (fuse_opt_parse(&o->args, o, specification, take) == -1) {
+        if (errno != ENOMEM)
+            return 2;
+        ui_error("not enough memory");
+        return 1;
+    }
     if (o->help || o->version)
         return 0;
     if (!o->image || !o->mountpoint)
