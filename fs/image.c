@@ -87,20 +87,23 @@ static int find_super(struct hfs_image *img, uint64_t file_size, bool regular,
 {
     const struct hfs_disk_super *s = (const struct hfs_disk_super *)img->super;
     size_t n = sizeof img->super;
-    int r = read_or_fail(img, img->super, file_size < n ? (size_t)file_size : n, 0,
-                         "the superblock", err);
-    if (r < 0 || super_valid(img->super))
-        return r;
-    bool magic = memcmp(s->magic, HFS_MAGIC, sizeof s->magic) == 0;
-    uint32_t version = load32(s->version);
+    size_t there = file_size < n ? (size_t)file_size : n;
+    int first = hfs_read_at(img->fd, img->super, there, 0); /* a bad sector: there is the copy */
+    if (first == 0 && super_valid(img->super))
+        return 0;
+    bool magic = first == 0 && memcmp(s->magic, HFS_MAGIC, sizeof s->magic) == 0;
+    uint32_t version = first == 0 ? load32(s->version) : 0;
     if (regular && file_size >= 2 * n) {
-        r = read_or_fail(img, img->super, n, file_size - n, "the superblock's copy", err);
+        int r = read_or_fail(img, img->super, n, file_size - n, "the superblock's copy", err);
         if (r < 0)
             return r;
         img->info.used_copy = super_valid(img->super);
         if (img->info.used_copy)
             return 0;
     }
+    if (first < 0)
+        return hfs_fail(err, -first, "%s: cannot read the superblock at byte 0: %s", img->path,
+                        strerror(-first));
     if (!magic)
         return hfs_fail(err, EINVAL, "%s is not a hyperfs image", img->path);
     if (file_size >= n && version > HFS_VERSION)
