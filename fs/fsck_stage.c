@@ -70,6 +70,8 @@ static int remove_or_move(void *ctx, int fd, const char *name)
 
     if (unlinkat(fd, name, 0) == 0 || unlinkat(fd, name, AT_REMOVEDIR) == 0)
         return 0;
+    if (errno != ENOTEMPTY && errno != EEXIST)
+        return -errno; /* no directory: its mode may be that of a file of the tree, by a hard link */
     snprintf(moved, sizeof moved, "remove.%u", rm->moved++);
     if (fchmodat(fd, name, 0700, 0) < 0 || renameat(fd, name, rm->top, moved) < 0)
         return -errno;
@@ -80,10 +82,14 @@ static int remove_or_move(void *ctx, int fd, const char *name)
  * neither descriptors nor stack. */
 static int remove_entry(void *ctx, int top, const char *name)
 {
+    struct stat st;
     int r, fd;
 
     if (unlinkat(top, name, 0) == 0)
         return 0;
+    r = -errno;
+    if (fstatat(top, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode))
+        return r;
     if (fchmodat(top, name, 0700, 0) < 0)
         return -errno;
     fd = openat(top, name, DIR_FLAGS);
