@@ -67,13 +67,11 @@ char *dump_thousands(char buf[32], uint64_t value)
 
 static int print(const struct options *o, struct dump *d, struct hfs_error *err)
 {
-    struct hfs_json doc;
     int r = 0;
 
     if (o->json) {
-        d->doc = &doc;
-        hfs_json_start(&doc, stdout);
-        hfs_json_text(&doc, "image", o->image);
+        hfs_json_start(d->doc, stdout);
+        hfs_json_text(d->doc, "image", o->image);
     }
     if (o->json || (!o->files && !o->tensors))
         r = dump_summary(d, err);
@@ -84,7 +82,7 @@ static int print(const struct options *o, struct dump *d, struct hfs_error *err)
     if (r == 0 && o->tensors)
         r = dump_tensors(d, err);
     if (o->json)
-        hfs_json_end(&doc);
+        hfs_json_end(d->doc);
     return r;
 }
 
@@ -134,6 +132,7 @@ int main(int argc, char **argv)
     struct options o = {0};
     struct hfs_error err = {0};
     struct dump d = {0};
+    struct hfs_json doc;
     int status, r = 0;
 
     ui_start(PROGRAM, UI_NORMAL);
@@ -144,6 +143,7 @@ int main(int argc, char **argv)
         r = hfs_image_open(o.image, &d.img, &err);
         if (r == 0) {
             hfs_image_info(d.img, &d.info);
+            d.doc = o.json ? &doc : NULL;
             r = print(&o, &d, &err);
         }
         hfs_image_close(d.img);
