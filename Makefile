@@ -6,7 +6,8 @@ CXX     ?= c++
 VERSION := 0.1.0
 Q := $(if $(V),,@)
 
-B := build$(if $(SAN),/san,)
+# Objects for ThreadSanitizer do not mix with those for the others.
+B := build$(if $(SAN),$(if $(findstring thread,$(SAN)),/tsan,/san),)
 OPT ?= $(if $(SAN),-O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=undefined,-O3 -g)
 WERROR := $(if $(CI),-Werror,)
 WARN := -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wvla $(WERROR)
@@ -28,9 +29,10 @@ LDLIBS_TEST = $(shell pkg-config --libs cmocka)
 
 # Debian's names of what building, running and testing need, and of what `make lint` adds.
 DEPS := build-essential pkg-config libfuse3-dev fuse3 libzstd-dev libjansson-dev libxxhash-dev \
-        nettle-dev libseccomp-dev uthash-dev libkdtree++-dev libcmocka-dev python3 python3-venv attr
+        nettle-dev libseccomp-dev uthash-dev libkdtree++-dev libcmocka-dev python3 python3-venv attr \
+        valgrind
 DEPS_BENCH := liblz4-dev time
-DEPS_LINT := clang-format mandoc shellcheck
+DEPS_LINT := clang-format mandoc shellcheck cppcheck
 
 TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
 BIN   := $(TOOLS:%=$B/%)
@@ -46,13 +48,15 @@ DUMP_SRC  := $(wildcard fs/dump*.c) fs/walk.c fs/json.c
 LIB_SRC   := $(CODEC_SRC) codec/kdtree.cpp $(IMAGE_SRC) fs/cache.c \
              $(filter-out mkhyperfs/main.c,$(MKFS_SRC))
 TEST_SRC  := $(wildcard tests/unit/test_*.c)
-SOURCES    = $(wildcard codec/*.[ch] codec/*.cpp fs/*.[ch] mkhyperfs/*.[ch] tests/unit/*.[ch] bench/*.[ch])
-SCRIPTS    = .ci/run $(wildcard demo/*.sh scripts/*.sh bench/*.sh)
+SOURCES    = $(wildcard codec/*.[ch] codec/*.cpp fs/*.[ch] mkhyperfs/*.[ch] tests/unit/*.[ch] tests/faults/*.c \
+                      tests/soak/*.c bench/*.[ch])
+SCRIPTS    = .ci/run $(wildcard demo/*.sh scripts/*.sh bench/*.sh tests/*.sh)
 
 obj = $(patsubst %,$B/obj/%.o,$(1))
 CODEC_OBJ := $(call obj,$(CODEC_SRC))
 IMAGE_OBJ := $(call obj,$(IMAGE_SRC))
 TEST_BIN  := $(TEST_SRC:tests/unit/%.c=$B/tests/%)
+FAULT_TOOLS := $B/tests/inject.so $B/tests/soak
 
 MANPAGES    := $(wildcard man/*.[0-9])
 COMPLETIONS := $(wildcard completions/*)
@@ -61,6 +65,8 @@ MANDIR       = $(DESTDIR)$(PREFIX)/share/man
 COMPDIR      = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 
 VENV := build/venv
+# Of make soak and soak-memory.
+SECONDS := 600
 RUN_TESTS = HYPERFS_BUILD=$B $(VENV)/bin/python tests/run.py
 
 all: $(BIN) ## build the four tools into build/ (V=1: show commands; SAN=address,undefined: build/san)
@@ -94,7 +100,18 @@ $B/tests/libhyperfs.a: $(call obj,$(LIB_SRC))
 $(TEST_BIN): $B/tests/%: $B/obj/tests/unit/%.c.o $B/tests/libhyperfs.a
 	@echo "  link $@"
 	$(Q)$(CXX) $(OPT) $(LDFLAGS) -o $@ $^ $(LDLIBS_TEST) $(LDLIBS_JSON) $(LDLIBS_ZSTD)
-test-programs: $(TEST_BIN)
+test-programs: $(TEST_BIN) $(FAULT_TOOLS)
+
+# Faults for the tools as they are: a library for LD_PRELOAD, never built with a sanitizer. And a
+# reader for long runs on a mount.
+$B/tests/inject.so: tests/faults/inject.c
+	@mkdir -p $(@D)
+	@echo "  link $@"
+	$(Q)$(CC) -std=c11 -O2 -g -D_GNU_SOURCE $(WARN) -shared -fPIC -o $@ $< -ldl
+$B/tests/soak: tests/soak/soak.c
+	@mkdir -p $(@D)
+	@echo "  link $@"
+	$(Q)$(CC) -std=c11 -O2 -g -D_GNU_SOURCE $(WARN) -pthread -o $@ $<
 
 # One Python environment for the demo and all tests, made once.
 $(VENV)/base.stamp: tests/requirements.txt
@@ -113,15 +130,32 @@ demo: deps ## store a language model, mount it, let mlx-lm write text from the m
 table: deps ## the table of sizes and quality in README.md
 	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python demo/table.py models/demo demo/text.txt
-test: deps ## unit tests and tests against real mounts; ends with "N passed, M failed"
+test: deps ## unit tests, real mounts, faults, load; ends with "N passed, M failed"
 	@$(MAKE) --no-print-directory all test-programs $(VENV)/base.stamp
-	@$(RUN_TESTS) unit mount
+	@$(RUN_TESTS) unit mount faults soak
 test-unit: deps ## the codec, the image and the writer, in memory
 	@$(MAKE) --no-print-directory test-programs $(VENV)/base.stamp
 	@$(RUN_TESTS) unit
 test-mount: deps ## the tools and unmodified loaders against real mounts
 	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
 	@$(RUN_TESTS) mount
+test-faults: deps ## damage, kills and failing calls at full size: 1,000 damaged images, 200 kills
+	@$(MAKE) --no-print-directory all $(FAULT_TOOLS) $(VENV)/base.stamp
+	@HYPERFS_FAULTS=full $(RUN_TESTS) faults
+soak: deps ## many readers at random for SECONDS, on a mount built with ThreadSanitizer
+	@$(MAKE) --no-print-directory SAN=thread all build/tsan/tests/soak $(VENV)/base.stamp
+	@HYPERFS_SOAK=$(SECONDS) HYPERFS_BUILD=build/tsan $(VENV)/bin/python tests/run.py soak
+soak-memory: deps ## the same on the ordinary build, with bounds for its memory
+	@$(MAKE) --no-print-directory all $(FAULT_TOOLS) $(VENV)/base.stamp
+	@HYPERFS_SOAK=$(SECONDS) $(RUN_TESTS) soak
+valgrind: deps ## the tools under valgrind: no uninitialised byte, no leak
+	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
+	@BUILD=$B tests/valgrind.sh
+test-all: ## all that finds errors, in the order of docs/testing.md (about an hour)
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test valgrind test-faults test-loaders
+	@$(MAKE) --no-print-directory SAN=address,undefined test
+	@$(MAKE) --no-print-directory soak soak-memory
 test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp
 	@$(RUN_TESTS) loaders
@@ -149,9 +183,11 @@ deps: ## install the Debian packages that are missing
 fmt: ## format all C and C++ sources
 	@scripts/deps.sh clang-format
 	clang-format -i $(SOURCES)
-lint: ## check the formatting of the sources, the manual pages and the scripts
+lint: ## check the sources (format, cppcheck), the manual pages and the scripts
 	@scripts/deps.sh $(DEPS_LINT)
 	clang-format --dry-run -Werror $(SOURCES)
+	cppcheck -q --std=c11 --enable=warning,performance --suppressions-list=.cppcheck --error-exitcode=1 -I. \
+	    -D_GNU_SOURCE -DHYPERFS_VERSION='""' $(filter %.c,$(filter-out tests/unit/%,$(SOURCES)))
 	mandoc -T lint -W warning $(MANPAGES)
 	shellcheck $(SCRIPTS)
 
@@ -171,6 +207,7 @@ distclean: ## remove build/
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install \
+.PHONY: all test-programs demo table test test-unit test-mount test-faults soak soak-memory \
+        valgrind test-all test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

@@ -37,9 +37,9 @@ struct hc_work {
     ZSTD_CCtx *full;     /* ordinary zstd */
     ZSTD_DCtx *expand;
     bool out_of_memory; /* zstd was: what was encoded is valid, but larger than it should be */
-    uint8_t *bytes;   /* planes or the high bytes of ranks: HC_MAX_BLOCK_BYTES + slack */
-    uint64_t *planes; /* path bits and the planes of c0, c1: 3 * (65,536 / 64 + slack) */
-    uint8_t *dense;   /* elements of a block that are not zero; made on first use */
+    uint8_t *bytes;     /* planes or the high bytes of ranks: HC_MAX_BLOCK_BYTES + slack */
+    uint64_t *planes;   /* path bits and the planes of c0, c1: 3 * (65,536 / 64 + slack) */
+    uint8_t *dense;     /* elements of a block that are not zero; made on first use */
     struct hc_encode_buffers e;
 };
 

@@ -71,7 +71,8 @@ static int remove_or_move(void *ctx, int fd, const char *name)
     if (unlinkat(fd, name, 0) == 0 || unlinkat(fd, name, AT_REMOVEDIR) == 0)
         return 0;
     if (errno != ENOTEMPTY && errno != EEXIST)
-        return -errno; /* no directory: its mode may be that of a file of the tree, by a hard link */
+        return -errno; /* no directory: its mode may be that of a file of the tree, by a hard link
+                        */
     snprintf(moved, sizeof moved, "remove.%u", rm->moved++);
     if (fchmodat(fd, name, 0700, 0) < 0 || renameat(fd, name, rm->top, moved) < 0)
         return -errno;

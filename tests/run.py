@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs tests and closes with one line, "N passed, M failed".
 
-    tests/run.py unit|mount|loaders|ports ...
+    tests/run.py unit|mount|faults|soak|loaders|ports ...
 
 unit: the cmocka programs of tests/unit; the others: pytest in that folder of tests/.
 HYPERFS_BUILD names the build folder (build). A program that crashes, a test file that does not
@@ -81,7 +81,7 @@ def run_pytest(group, count):
 
 def main():
     groups = sys.argv[1:]
-    if not groups or set(groups) - {"unit", "mount", "loaders", "ports"}:
+    if not groups or set(groups) - {"unit", "mount", "faults", "soak", "loaders", "ports"}:
         sys.exit(__doc__.strip())
     count = Count()
     for group in groups:

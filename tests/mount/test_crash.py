@@ -1,7 +1,6 @@
 """Whatever stops mkhyperfs, the user has the old image or the new one, whole, and no rubbish."""
 
 import os
-import random
 import signal
 import subprocess
 import time
@@ -9,60 +8,8 @@ from pathlib import Path
 
 from conftest import run
 
-SEED = int(os.environ.get("HYPERFS_SEED", random.randrange(1 << 32)))
-KILLS = 12
-
-
 def leftovers(directory):
     return sorted(p.name for p in directory.iterdir() if p.name.endswith(".hyperfs-tmp"))
-
-
-def kill_at(moment, command):
-    """Starts command, kills it after `moment` seconds; true if it was still running."""
-    process = subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    try:
-        process.wait(moment)
-    except subprocess.TimeoutExpired:
-        pass
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
-
-
-def test_kill_leaves_no_image_or_the_old_one(demo_model, tools, tmp_path):
-    print(f"seed: HYPERFS_SEED={SEED}")
-    dice = random.Random(SEED)
-    image = tmp_path / "model.hyperfs"
-    command = [tools.mkhyperfs, demo_model, image, "--quality", "small", "-j1"]
-    run(command)
-    start = time.monotonic()
-    run([*command, "-f"])
-    length = time.monotonic() - start
-    new = image.read_bytes()
-    old = tmp_path / "old.hyperfs"
-    run([tools.mkhyperfs, demo_model, old, "--quality", "tiny"])
-
-    killed = 0
-    for attempt in range(KILLS):
-        replace = attempt % 2 == 1
-        image.unlink(missing_ok=True)
-        if replace:
-            image.write_bytes(old.read_bytes())
-        moment = dice.uniform(0, length)
-        killed += kill_at(moment, [*command, "-f"])
-        where = f"attempt {attempt}, killed after {moment:.4f} s, seed {SEED}"
-        if image.exists():
-            assert image.read_bytes() in ([old.read_bytes(), new] if replace else [new]), where
-        else:
-            assert not replace, f"the old image is gone: {where}"
-
-        stale = leftovers(tmp_path)
-        done = run([*command, "-f"])
-        assert leftovers(tmp_path) == [], where
-        for name in stale:
-            assert name in done.stderr, f"{name} was removed without a word: {where}"
-        assert image.read_bytes() == new, where
-    assert killed >= KILLS // 2, "most kills came too late to test anything"
 
 
 def locked(directory):
