@@ -132,7 +132,7 @@ int main(int argc, char **argv)
     struct options o = {0};
     struct hfs_error err = {0};
     struct dump d = {0};
-    struct hfs_json doc;
+    struct hfs_json doc = {0};
     int status, r = 0;
 
     ui_start(PROGRAM, UI_NORMAL);
