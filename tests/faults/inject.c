@@ -193,34 +193,45 @@ static bool fault(enum call id, int fd, const char *path)
 
 /* ---- allocations ---- */
 
+/* libseccomp 2.5 does not survive a failed allocation: it makes a filter that denies everything, or
+ * never ends. It works once, before a mount serves, and is left out. */
+static bool is_spared(const void *caller)
+{
+    Dl_info from;
+    return dladdr(caller, &from) && from.dli_fname && strstr(from.dli_fname, "libseccomp");
+}
+
+#define ALLOCATION_FAULT(name)                                                                     \
+    (!is_spared(__builtin_return_address(0)) && fault(CALL_##name, -1, NULL))
+
 void *malloc(size_t size)
 {
     REAL(malloc);
-    return fault(CALL_malloc, -1, NULL) ? NULL : real(size);
+    return ALLOCATION_FAULT(malloc) ? NULL : real(size);
 }
 
 void *calloc(size_t n, size_t size)
 {
     REAL(calloc);
-    return fault(CALL_calloc, -1, NULL) ? NULL : real(n, size);
+    return ALLOCATION_FAULT(calloc) ? NULL : real(n, size);
 }
 
 void *realloc(void *p, size_t size)
 {
     REAL(realloc);
-    return fault(CALL_realloc, -1, NULL) ? NULL : real(p, size);
+    return ALLOCATION_FAULT(realloc) ? NULL : real(p, size);
 }
 
 int posix_memalign(void **out, size_t alignment, size_t size)
 {
     REAL(posix_memalign);
-    return fault(CALL_posix_memalign, -1, NULL) ? error : real(out, alignment, size);
+    return ALLOCATION_FAULT(posix_memalign) ? error : real(out, alignment, size);
 }
 
 void *aligned_alloc(size_t alignment, size_t size)
 {
     REAL(aligned_alloc);
-    return fault(CALL_aligned_alloc, -1, NULL) ? NULL : real(alignment, size);
+    return ALLOCATION_FAULT(aligned_alloc) ? NULL : real(alignment, size);
 }
 
 /* ---- reading and writing ---- */

@@ -30,10 +30,8 @@ class Injector:
         variables = {"CONTROL": self.file, "CALLS": calls, "ACTION": number, "PATH": path,
                      "STICKY": 1 if sticky else None, "CLOCK": clock,
                      "BAD": bad and ",".join(f"{at}+{n}" for at, n in bad)}
-        preload = [str(LIBRARY)]
-        if "san" in BUILD.name:  # the sanitizer's library insists on being asked first
-            os.environ.setdefault("ASAN_OPTIONS", "verify_asan_link_order=0")
-        self.env = {**os.environ, "LD_PRELOAD": ":".join(preload),
+        self.env = {**os.environ, "LD_PRELOAD": str(LIBRARY),
+                    "ASAN_OPTIONS": f"verify_asan_link_order=0:log_path={folder}/asan",
                     **{f"INJECT_{k}": str(v) for k, v in variables.items() if v is not None}}
 
     def arm(self, nth):
@@ -49,6 +47,17 @@ class Injector:
         entries = (ENTRY.unpack_from(self.memory, at)
                    for at in range(HEADER.size, SIZE - ENTRY.size, ENTRY.size))
         return {name.rstrip(b"\0").decode(): n for name, n in entries if n > 0}
+
+
+def sanitizer_met_it(folder):
+    """Whether the sanitizer's own library, which gives up then, met the fault."""
+    met = False
+    for log in folder.glob("asan.*"):
+        text = log.read_text()
+        assert "CHECK failed: sanitizer_" in text, text
+        met = True
+        log.unlink()
+    return met
 
 
 ALLOCATIONS = ("malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc")

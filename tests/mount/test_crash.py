@@ -8,6 +8,7 @@ from pathlib import Path
 
 from conftest import run
 
+
 def leftovers(directory):
     return sorted(p.name for p in directory.iterdir() if p.name.endswith(".hyperfs-tmp"))
 

@@ -25,7 +25,7 @@ SECONDS = float(os.environ.get("HYPERFS_SOAK", 9))
 LONG = "HYPERFS_SOAK" in os.environ
 HANG_S = 60 if LONG else 120  # `make test` may share its processors
 PROCESSES, THREADS = (64, 64) if LONG else (16, 16)
-TSAN = BUILD.name == "tsan"
+SANITIZED, TSAN = BUILD.name != "build", BUILD.name == "tsan"
 OWN_KB = 48 << 10  # a daemon's program, libraries, tables and stacks, and what malloc keeps
 
 # name: options, image on another hyperfs mount. memory=1M is a cache of one block.
@@ -113,7 +113,7 @@ def test_readers_at_random(layout, tree, tmp_path, capsys):
     assert int(told["operations"]) > PROCESSES + THREADS
     told = {key: int(value) for key, value in told.items()}
     assert told["fds_max"] <= told["fds"] + 2, "descriptors leak"
-    if not TSAN:  # whose shadow memory is many times the program's
+    if not SANITIZED:  # shadow memory is many times the program's
         assert told["kb_peak"] < memory_bound_kb(options), "more memory than the bound"
         if LONG:
             assert told["kb_late"] < told["kb_early"] * 1.1 + 4096, "memory grows"
