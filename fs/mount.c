@@ -258,9 +258,6 @@ static int detach(int ready)
 
 static int loop_once(struct mount *m)
 {
-    int result = hfs_ahead_new(m->fs.reader, ahead_threads(), &m->fs.ahead);
-    if (result < 0)
-        return result;
     if (m->o->single)
         return fuse_session_loop(m->session);
     struct fuse_loop_config *config = fuse_loop_cfg_create();
@@ -269,7 +266,7 @@ static int loop_once(struct mount *m)
     fuse_loop_cfg_set_clone_fd(config, (unsigned)m->o->clone_fd);
     fuse_loop_cfg_set_max_threads(config, m->o->threads);
     fuse_loop_cfg_set_idle_threads(config, m->o->threads);
-    result = fuse_session_loop_mt(m->session, config);
+    int result = fuse_session_loop_mt(m->session, config);
     fuse_loop_cfg_destroy(config);
     return result;
 }
@@ -280,7 +277,10 @@ static int loop(struct mount *m)
 {
     static const struct timespec moment = {.tv_nsec = 100 * 1000 * 1000};
     bool said = false;
-    int result;
+    int result = hfs_ahead_new(m->fs.reader, ahead_threads(), &m->fs.ahead);
+    if (result < 0) /* slower, and no less right */
+        mount_log(LOG_WARNING, "%s: nothing is decoded ahead of readers: %s", m->mountpoint,
+                  strerror(-result));
     while ((result = loop_once(m)) == -ENOMEM || result == -1) {
         if (!said)
             mount_log(LOG_ERR, "%s: no memory for a thread; requests wait", m->mountpoint);
