@@ -36,6 +36,7 @@ DEPS := build-essential pkg-config libfuse3-dev fuse3 libzstd-dev libjansson-dev
         nettle-dev libseccomp-dev uthash-dev libkdtree++-dev libcmocka-dev python3 python3-venv attr \
         valgrind
 DEPS_BENCH := liblz4-dev time
+DEPS_BENCH_READ := squashfuse squashfs-tools util-linux
 DEPS_LINT := clang-format mandoc shellcheck cppcheck
 
 TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
@@ -71,6 +72,7 @@ COMPDIR      = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 VENV := build/venv
 # Of make soak and soak-memory.
 SECONDS := 600
+BENCH_READ := $B/bench/read $B/bench/nullfs $B/bench/synth
 RUN_TESTS = HYPERFS_BUILD=$B $(VENV)/bin/python tests/run.py
 
 all: $(BIN) ## build the four tools into build/ (V=1: show commands; SAN=address,undefined: build/san)
@@ -166,7 +168,7 @@ test-loaders: deps ## torch and transformers against real mounts (downloads torc
 test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
 	@scripts/ports.sh s390x arm64
 	@$(RUN_TESTS) ports
-bench: bench-codec bench-perplexity ## all measurements: tables in bench/results, plots in docs
+bench: bench-codec bench-perplexity bench-read ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
 	@$(MAKE) --no-print-directory all $B/bench/speed $(VENV)/bench.stamp
@@ -174,6 +176,10 @@ bench-codec: deps ## size and speed of the code, with pass or miss beside each l
 bench-perplexity: deps ## what loss does to a model's predictions, beside other formats (torch)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
 	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/perplexity.py
+bench-read: deps ## speed of mounts beside FUSE itself and squashfuse, memory, processor time (root)
+	@scripts/deps.sh $(DEPS_BENCH_READ)
+	@$(MAKE) --no-print-directory $(if $(HYPERFS_BUILD),,all) $(BENCH_READ) $(VENV)/loaders.stamp $(VENV)/bench.stamp
+	@HYPERFS_BUILD=$(or $(HYPERFS_BUILD),$B) $(VENV)/bin/python bench/read.py $B/bench
 figures: deps ## the pictures in docs/codec.md
 	@$(MAKE) --no-print-directory $(VENV)/bench.stamp
 	@$(VENV)/bin/python docs/figures.py
@@ -181,6 +187,18 @@ $B/bench/speed: $B/obj/bench/speed.c.o $(CODEC_OBJ)
 	@mkdir -p $(@D)
 	@echo "  link $@"
 	$(Q)$(CC) $(OPT) $(HARDEN_LINK) $(LDFLAGS) -o $@ $^ $(LDLIBS_ZSTD) -llz4
+$B/bench/read: $B/obj/bench/read.c.o
+	@mkdir -p $(@D)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(HARDEN_LINK) $(LDFLAGS) -o $@ $^ -pthread
+$B/bench/nullfs: $B/obj/bench/nullfs.c.o
+	@mkdir -p $(@D)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(HARDEN_LINK) $(LDFLAGS) -o $@ $^ $(LDLIBS_FUSE) -pthread
+$B/bench/synth: $B/obj/bench/synth.c.o $(IMAGE_OBJ) $(CODEC_OBJ)
+	@mkdir -p $(@D)
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(HARDEN_LINK) $(LDFLAGS) -o $@ $^ $(LDLIBS_ZSTD)
 
 deps: ## install the Debian packages that are missing
 	@scripts/deps.sh $(DEPS)
@@ -212,6 +230,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: all test-programs demo table test test-unit test-mount test-faults soak soak-memory \
-        valgrind test-all test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install \
+        valgrind test-all test-loaders test-ports bench bench-codec \
+        bench-perplexity bench-read figures deps fmt lint install \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)
