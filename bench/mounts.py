@@ -197,8 +197,8 @@ def out_of_page_cache(*paths):
 
 
 class Limit:
-    """A control group whose processes read from a file's disk at a limited rate. `works` is False
-    where there is no such group: no root, no controller, or a file system without a disk of its own."""
+    """A control group whose processes read from a file's disk at a limited rate. `works` is
+    False where there is none: no root, no controller, a file system without a disk of its own."""
 
     V1, V2 = Path("/sys/fs/cgroup/blkio"), Path("/sys/fs/cgroup")
 

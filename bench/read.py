@@ -272,7 +272,8 @@ def part_disk(data):
                         for process in (mount.daemon, loader.process):
                             if process:
                                 limit.add(process.pid)
-                    rows.append({**measure(mount, "load", number, data, loader), "rate": rate, "decoded": None})
+                    row = measure(mount, "load", number, data, loader)
+                    rows.append({**row, "rate": rate, "decoded": None})
                     if rate:
                         limit.release()
     cached = [] if limit.works else cached_loads(data, loader)

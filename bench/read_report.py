@@ -141,7 +141,8 @@ def cost_table(report, rows):
     report.add("## Processor time, memory and work done twice\n")
     report.add("Seconds of processor time (user and system, reader and daemon) a GB delivered; in "
                "brackets the daemon's. Peak: the daemon's largest resident memory (VmHWM) in any "
-               "run, mounted with memory=256M. Decoded: how often the delivered bytes were decoded, by the bytes that the "
+               "run, mounted with memory=256M. Decoded: how often the delivered bytes were "
+               "decoded, by the bytes that the "
                "daemon read from its image over the bytes that those delivered take in it.\n")
     table = []
     for privilege in measured(rows):
@@ -157,7 +158,7 @@ def cost_table(report, rows):
             counted = number(again, ".3f")
             if again is not None and pattern != "random":
                 counted += " " + report.verdict(again <= DECODED_GOAL, f"decoded, {what}")
-            table.append([NAMES[privilege], name, *cells, f"{peak:.0f}",
+            table.append([NAMES[privilege], name, *cells, f"{peak:.1f}",
                           report.verdict(peak <= MEMORY_GOAL, f"memory, {what}"), counted])
     report.table(["as", "pattern", "hyperfs", "null", "squashfuse zstd", "squashfuse lz4",
                   "peak MiB", f"at most {MEMORY_GOAL}", f"decoded, at most {DECODED_GOAL}"], table)
@@ -165,7 +166,8 @@ def cost_table(report, rows):
 
 def together_table(report, rows):
     report.add("## Two models at once\n")
-    report.add("Two mounts, two processes that load and copy at the same time, one thread each; the "
+    report.add("Two mounts, two processes that load and copy at the same time, one thread each; "
+               "the "
                "two images hold the same weights at 4 bits and at `good`. Fair: the slower "
                f"reaches at least {FAIR_GOAL} of the faster.\n")
     table = []
@@ -183,7 +185,8 @@ def together_table(report, rows):
 
 def small_table(report, rows):
     report.add("## 10,000 small files\n")
-    report.add("Text of 200 to 8,000 bytes in 100 folders; seconds for `find`, `stat` of all and `cat` of "
+    report.add("Text of 200 to 8,000 bytes in 100 folders; seconds for `find`, `stat` of all "
+               "and `cat` of "
                "all, one after the other on a fresh mount. squashfuse: zstd -3.\n")
     table = []
     for privilege in NAMES:
@@ -204,9 +207,11 @@ def small_table(report, rows):
 
 def mount_table(report, runs, facts):
     report.add("## Time to mount and first byte\n")
-    report.add("From starting `hyperfs` to the first byte of the last of 1,000 tensors, with a synthetic "
+    report.add("From starting `hyperfs` to the first byte of the last of 1,000 tensors, with a "
+               "synthetic "
                f"image of a 70 GB file (bench/synth.c; {facts['synth'] / 1e6:.0f} MB: 267,001 "
-               "blocks, index and tables as long as a real one's, 1,000 codes; the first block of each "
+               "blocks, index and tables as long as a real one's, 1,000 codes; the first block "
+               "of each "
                "tensor holds Gaussian weights at about 4 bits, the others zeros). Median, ms.\n")
     table = []
     for privilege in NAMES:
@@ -232,7 +237,8 @@ def disk_table(report, part, facts):
     report.add("Nothing in the page cache; safetensors `load_file` and a copy of every tensor, one "
                "thread. hyperfs: the image at `good`, "
                f"{facts['raw'] / facts['good']:.2f} times smaller. Limits by a control group "
-               "(blkio.throttle.read_bps_device or io.max) with reader and daemon in it. Seconds for "
+               "(blkio.throttle.read_bps_device or io.max) with reader and daemon in it. "
+               "Seconds for "
                "1.07 GB, and how many times faster than the raw file in the same round.\n")
     table = []
     for rate in sorted({r["rate"] for r in part["rows"]}, key=lambda r: r or 0):
@@ -252,7 +258,8 @@ def disk_table(report, part, facts):
             table.append([f"{rate} MB/s, calculated", number(raw), number(ours), "",
                           number(raw / ours), LIMITED_GOAL,
                           report.verdict(raw / ours >= LIMITED_GOAL, f"load at {rate} MB/s")])
-        report.add("The disk could not be limited here: calculated from the sizes and from the time to "
+        report.add("The disk could not be limited here: calculated from the sizes and from the "
+                   "time to "
                    "load with the image in the page cache, as if nothing overlapped.\n")
     report.table(["disk", "raw file", "hyperfs", "squashfuse zstd", "times faster", "at least", ""],
                  table)
@@ -260,7 +267,20 @@ def disk_table(report, part, facts):
 
 READ_AHEAD = """## A larger read-ahead for ordinary users
 
-UDEV
+The kernel reads 128 KiB ahead in a FUSE mount. Root's mounts get 1,024 from hyperfs itself; for
+those of ordinary users an administrator can do it, because each FUSE mount has a device of class
+bdi and the kernel announces it. /etc/udev/rules.d/90-fuse-read-ahead.rules:
+
+    ACTION=="add", SUBSYSTEM=="bdi", KERNEL=="0:*", \\
+      RUN+="/bin/sh -c 'sleep 1; echo 1024 > /sys/class/bdi/%k/read_ahead_kb'"
+
+then `udevadm control --reload`. The rule holds for all file systems with such a device and no disk
+of their own, NFS among them. It waits because the kernel sets the value once more when the new
+mount answers its first request: with ATTR{read_ahead_kb}="1024" instead of RUN a mount of an
+ordinary user kept 1,024 only where udev happened to be faster or slower than that (2 of 5 mounts;
+with RUN all, udev 252, kernel 6.18). For one mount that is there already, as root:
+
+    echo 1024 > /sys/class/bdi/$(findmnt -no MAJ:MIN MOUNTPOINT)/read_ahead_kb
 """
 
 
@@ -306,7 +326,8 @@ def versions():
     fuse = subprocess.run(["pkg-config", "--modversion", "fuse3"], text=True, capture_output=True)
     squash = subprocess.run(["squashfuse_ll", "--help"], text=True, capture_output=True)
     found = re.search(r"squashfuse ([\d.]+)", squash.stdout + squash.stderr)
-    return (f"kernel {platform.release().split('-')[0]}, libfuse {fuse.stdout.strip() or 'unknown'}, "
+    return (f"kernel {platform.release().split('-')[0]}, "
+            f"libfuse {fuse.stdout.strip() or 'unknown'}, "
             f"squashfuse_ll {found.group(1) if found else 'unknown'}")
 
 
@@ -322,13 +343,16 @@ def introduce(report, facts):
     report.add("# Reading from a mount, measured\n")
     report.add(f"By `make bench-read` on {os.cpu_count()} cores of {cpu_name()}, {versions()}.\n")
     report.add(f"A safetensors file of {facts['raw'] / 2**30:.2f} GiB, BF16, Gaussian weights, "
-               f"{facts['bits']:.2f} bits a weight in the image ({facts['low'] / 1e6:.0f} MB), image "
+               f"{facts['bits']:.2f} bits a weight in the image ({facts['low'] / 1e6:.0f} MB), "
+               f"image "
                "in the page cache; squashfs of the same file with blocks of 256 KiB "
-               f"({facts['zstd'] / 1e6:.0f} MB with zstd -3, {facts['lz4'] / 1e6:.0f} with lz4). "
+               f"({facts['zstd'] / 1e6:.0f} MB with zstd -3; "
+               f"{facts['lz4'] / 1e6:.0f} with lz4, which does not shrink weights). "
                "Every run is on a fresh mount, so that none of its pages are cached. Median of "
                f"{facts['rounds']} rounds (squashfuse: 3), file systems alternating. Root's mounts "
                "read 1,024 KiB ahead, an ordinary user's the kernel's 128. The null file system "
-               "(bench/nullfs.c) answers from 1 MiB of memory with four threads. DwarFS is in neither "
+               "(bench/nullfs.c) answers from 1 MiB of memory with four threads. DwarFS is in "
+               "neither "
                "Debian 12 nor PyPI and is left out.\n")
 
 
