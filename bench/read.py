@@ -137,6 +137,7 @@ class Run:
     def __init__(self, mount, pattern, number, image_share=None):
         self.mount, self.pattern, self.number, self.share = mount, pattern, number, image_share
         self.cpu, self.taken = mount.cpu(), mount.bytes_taken()
+        self.busy, self.start = mounts.busy_seconds(), time.monotonic()
 
     def row(self, figures):
         """image_share: bytes of the image for each byte of its file. Whatever is decoded is read
@@ -145,10 +146,12 @@ class Run:
         decoded = None
         if self.share and self.pattern != "warm":
             decoded = (mount.bytes_taken() - self.taken) / (size * self.share)
+        cpu, wall = mount.cpu() - self.cpu, time.monotonic() - self.start
+        others = mounts.busy_seconds() - self.busy - figures["cpu"] - cpu
         return {"privilege": mount.privilege, "pattern": self.pattern, "kind": mount.kind,
                 "round": self.number, "bytes": size, "seconds": figures["seconds"],
                 "gbs": size / figures["seconds"] / 1e9, "reader_cpu": figures["cpu"] / size * 1e9,
-                "daemon_cpu": (mount.cpu() - self.cpu) / size * 1e9,
+                "daemon_cpu": cpu / size * 1e9, "others": max(others / wall / os.cpu_count(), 0),
                 "peak_mib": mount.peak_mib(), "decoded": decoded}
 
 

@@ -122,6 +122,17 @@ def random_table(report, rows):
                   "times squashfuse", "goal", ""], table)
 
 
+def quiet_machine(report, rows):
+    """Whether the machine had anything else to do; the kernel's own threads count too."""
+    for privilege in measured(rows):
+        shares = [r["others"] for (p, pattern, _), runs in rows.by.items() for r in runs
+                  if p == privilege and pattern in GOALS and "others" in r]
+        report.add(f"Processor time that went to others while {NAMES[privilege]}'s runs were "
+                   f"measured: {100 * statistics.median(shares):.0f} % of the machine (median), "
+                   f"{100 * statistics.quantiles(shares, n=10)[-1]:.0f} % in the worst tenth of "
+                   "them. Above 10 % the figures are not those of two cores.\n")
+
+
 def null_table(report, rows):
     report.add("## Is the null file system a fair one?\n")
     report.add("Its GB/s, beside those measured once on a like machine (two cores, kernel 6.18, "
@@ -364,7 +375,8 @@ def write_report(folder, parts):
     rows = Rows([r for p in ("root", "user", "small") if p in found for r in found[p]["rows"]])
     introduce(report, facts)
     if measured(rows):
-        for table in (patterns_table, random_table, null_table, cost_table, together_table):
+        for table in (patterns_table, random_table, quiet_machine, null_table, cost_table,
+                      together_table):
             table(report, rows)
         plot(rows)
     if "small" in found:
