@@ -155,10 +155,11 @@ def read(privilege, pattern, path):
 class Loader:
     """A process with torch that loads safetensors files on request (bench/loader.py)."""
 
-    def __init__(self, privilege):
+    def __init__(self, privilege, model):
         uid = USER if privilege == "user" and IS_ROOT else os.getuid()
-        self.process = subprocess.Popen([sys.executable, ROOT / "bench" / "loader.py", str(uid)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, ROOT / "bench" / "loader.py", str(uid), str(model)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
         self.process.stdout.readline()
 
     def ask(self, path, threads):

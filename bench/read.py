@@ -170,7 +170,7 @@ def measure(mount, pattern, number, data, loader):
 
 
 def part_patterns(data, privilege):
-    rows, loader = [], Loader(privilege)
+    rows, loader = [], Loader(privilege, data.raw)
     mounts.into_page_cache(data.raw, data.low, data.zstd, data.lz4)
     for number in range(ROUNDS):
         for pattern in PATTERNS:
@@ -190,7 +190,7 @@ def part_patterns(data, privilege):
 
 def several_loaders(data, privilege):
     """Two models, two mounts, two processes that load them at the same time."""
-    rows, loaders = [], [Loader(privilege), Loader(privilege)]
+    rows, loaders = [], [Loader(privilege, data.raw), Loader(privilege, data.raw)]
     mounts.into_page_cache(data.low, data.good)
     for number in range(ROUNDS):
         with mounted("hyperfs", privilege, data.low) as a, \
@@ -265,7 +265,7 @@ def part_disk(data):
     """Loading from the disk, not from the page cache: at its own speed and at limited ones."""
     if not IS_ROOT:
         return {"rows": [], "limited": None}
-    rows, loader, limit = [], Loader("root"), Limit(data.raw)
+    rows, loader, limit = [], Loader("root", data.raw), Limit(data.raw)
     sources = {"raw": data.raw, "hyperfs": data.good, "squashfuse zstd": data.zstd}
     for rate in (None, *RATES) if limit.works else (None,):
         for number in range(3 if rate else ROUNDS):
