@@ -31,10 +31,11 @@ from codec import bf16  # noqa: E402
 from mounts import BUILD, IS_ROOT, Limit, Loader, as_, mounted, read, run  # noqa: E402
 from read_report import write_report  # noqa: E402
 
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", 3 if os.environ.get("BENCH_QUICK") else 5))
+ROUNDS = 3 if os.environ.get("BENCH_QUICK") else 5
 SQUASHFUSE_ROUNDS = 3
 LAYERS, ROWS, COLUMNS = 32, 4096, 4096  # 1 GiB of BF16
 PATTERNS = ["seq", "mmap", "load", "load, 2 threads", "halves", "random", "interleaved", "warm"]
+DISTURBED, MAX_REPEATS = 0.2, 20  # share of the machine that others took; repeats in a part
 WARM_READS = 3  # in one run: each takes but a fifth of a second
 SMALL_FOLDERS, SMALL_FILES = 100, 100
 RATES = (200, 500)  # MB/s
@@ -169,8 +170,22 @@ def measure(mount, pattern, number, data, loader):
     return run_.row(read(mount.privilege, pattern, file))
 
 
+def undisturbed(kind, privilege, pattern, number, data, loader, repeats):
+    """A run on a fresh mount. While something else takes more than DISTURBED of the machine it is
+    repeated, as often as `repeats` allows; the least disturbed one and what is left of them."""
+    best = None
+    while True:
+        with mounted(kind, privilege, data.source(kind)) as mount:
+            row = measure(mount, pattern, number, data, loader)
+        if best is None or row["others"] < best["others"]:
+            best = row
+        if best["others"] <= DISTURBED or repeats == 0:
+            return best, repeats
+        repeats -= 1
+
+
 def part_patterns(data, privilege):
-    rows, loader = [], Loader(privilege, data.raw)
+    rows, loader, repeats = [], Loader(privilege, data.raw), MAX_REPEATS
     mounts.into_page_cache(data.raw, data.low, data.zstd, data.lz4)
     for number in range(ROUNDS):
         for pattern in PATTERNS:
@@ -180,8 +195,8 @@ def part_patterns(data, privilege):
             if pattern == "warm":
                 kinds = [k for k in kinds if not k.startswith("squash")] + ["raw"]
             for kind in kinds:
-                with mounted(kind, privilege, data.source(kind)) as mount:
-                    rows.append(measure(mount, pattern, number, data, loader))
+                row, repeats = undisturbed(kind, privilege, pattern, number, data, loader, repeats)
+                rows.append(row)
         print(f"{privilege}: round {number + 1} of {ROUNDS}", flush=True)
     loader.close()
     rows += several_loaders(data, privilege)
