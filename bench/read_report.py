@@ -130,7 +130,7 @@ def quiet_machine(report, rows):
         report.add(f"Processor time that went to others while {NAMES[privilege]}'s runs were "
                    f"measured: {100 * statistics.median(shares):.0f} % of the machine (median), "
                    f"{100 * statistics.quantiles(shares, n=10)[-1]:.0f} % in the worst tenth of "
-                   "them. Runs at more than 20 % were repeated, at most 20 of them.\n")
+                   "them. Runs at more than 20 % were repeated, at most 6 of them.\n")
 
 
 def null_table(report, rows):
