@@ -118,6 +118,18 @@ class Mount:
             return 0
         return int(Path(f"/proc/{self.daemon.pid}/io").read_text().split()[1])
 
+    def decoded(self):
+        """Bytes decoded over bytes delivered, as hyperfs counts them; None where it does not."""
+        counts = []
+        for name in ("decoded", "delivered"):
+            done = subprocess.run(as_(self.privilege, "getfattr", "--only-values", "-n",
+                                      f"user.hyperfs.{name}", self.point),
+                                  text=True, capture_output=True)
+            if self.kind != "hyperfs" or done.returncode:
+                return None
+            counts.append(int(done.stdout))
+        return counts[0] / counts[1] if counts[1] else None
+
     def close(self):
         if not self.daemon:
             return

@@ -142,19 +142,21 @@ class Run:
         self.busy, self.start = mounts.busy_seconds(), time.monotonic()
 
     def row(self, figures):
-        """image_share: bytes of the image for each byte of its file. Whatever is decoded is read
-        from the image right before, so bytes read from it count how often that was done."""
+        """Also how often the delivered bytes were decoded, by two counts: hyperfs's own, and
+        (image_share: bytes of the image for each byte of its file) by what the daemon has read,
+        as whatever is decoded is read from the image right before."""
         mount, size = self.mount, figures["bytes"]
-        decoded = None
-        if self.share and self.pattern != "warm":
-            decoded = (mount.bytes_taken() - self.taken) / (size * self.share)
         cpu, wall = mount.cpu() - self.cpu, time.monotonic() - self.start
         others = mounts.busy_seconds() - self.busy - figures["cpu"] - cpu
+        decoded, taken = None, None
+        if self.share and self.pattern != "warm":
+            decoded = mount.decoded()
+            taken = (mount.bytes_taken() - self.taken) / (size * self.share)
         return {"privilege": mount.privilege, "pattern": self.pattern, "kind": mount.kind,
                 "round": self.number, "bytes": size, "seconds": figures["seconds"],
                 "gbs": size / figures["seconds"] / 1e9, "reader_cpu": figures["cpu"] / size * 1e9,
                 "daemon_cpu": cpu / size * 1e9, "others": max(others / wall / os.cpu_count(), 0),
-                "peak_mib": mount.peak_mib(), "decoded": decoded}
+                "peak_mib": mount.peak_mib(), "decoded": decoded, "taken": taken}
 
 
 def measure(mount, pattern, number, data, loader):
@@ -298,7 +300,7 @@ def part_disk(data):
                             if process:
                                 limit.add(process.pid)
                     row = measure(mount, "load", number, data, loader)
-                    rows.append({**row, "rate": rate, "decoded": None})
+                    rows.append({**row, "rate": rate, "taken": None})
                     if rate:
                         limit.release()
     cached = [] if limit.works else cached_loads(data, loader)
@@ -312,7 +314,7 @@ def cached_loads(data, loader):
     mounts.into_page_cache(data.good)
     for number in range(ROUNDS):
         with mounted("hyperfs", "root", data.good) as mount:
-            rows.append({**measure(mount, "load", number, data, loader), "decoded": None})
+            rows.append({**measure(mount, "load", number, data, loader), "taken": None})
     return rows
 
 
