@@ -9,7 +9,7 @@ small, mount, disk; all unless some are named), keeps their figures in PROGRAMS/
 bench/results/read.md, read.csv, read.json and docs/throughput.svg from those that are there.
 
 HYPERFS_BUILD names the folder of the tools to measure, BENCH_QUICK=1 makes three runs instead of
-five. On the same machine only ratios taken within a run mean something: its speed drifts. So
+five, BENCH_TRACE=1 shows each run. On the same machine only ratios taken within a run mean something: its speed drifts. So
 every round measures all file systems one after the other, and a ratio is the median over
 rounds of ratios within a round.
 """
@@ -288,7 +288,7 @@ def part_disk(data):
     rows, loader, limit = [], Loader("root", data.raw), Limit(data.raw)
     sources = {"raw": data.raw, "hyperfs": data.good, "squashfuse zstd": data.zstd}
     for rate in (None, *RATES) if limit.works else (None,):
-        for number in range(3 if rate else ROUNDS):
+        for number in range(ROUNDS):
             for kind in rotated(["raw", "hyperfs", "squashfuse zstd"], number):
                 if kind.startswith("squash") and number > 0 and rate:
                     continue
