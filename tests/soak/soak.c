@@ -45,6 +45,9 @@ struct progress {
     _Atomic uint64_t file, offset, length;
 };
 
+/* Between two looks of the watch, a tenth of a second apart; seconds. */
+static const double LONG_GAP = 5;
+
 static struct file files[MAX_FILES];
 static size_t nfiles, root_len;
 static const char *mount;
@@ -291,6 +294,7 @@ static size_t find_stuck(size_t count, uint64_t *seen, double *since, double han
 
 struct watch {
     long fds, fds_max, kb_early, kb_late, threads;
+    double paused; /* seconds in which this process did not run either */
 };
 
 static bool all_ended(pid_t *pid, size_t n, int *status)
@@ -328,10 +332,18 @@ static int watch(pid_t *pid, size_t processes, size_t count, double seconds, dou
     static uint64_t seen[MAX_READERS];
     static double since[MAX_READERS];
     const struct timespec moment = {.tv_nsec = 100 * 1000 * 1000};
-    double start = now();
+    double start = now(), last = start;
     for (size_t i = 0; i < count; i++)
         since[i] = start;
     while (!all_ended(pid, processes, status)) {
+        /* A machine that was suspended, or a container that was frozen, hangs nobody. */
+        double gap = now() - last;
+        last += gap;
+        if (gap > LONG_GAP) {
+            w->paused += gap;
+            for (size_t i = 0; i < count; i++)
+                since[i] += gap;
+        }
         double part = (now() - start) / seconds;
         if (part >= 1)
             *stop = true;
@@ -376,10 +388,10 @@ static void report(size_t count, const struct watch *w, int daemon)
         slowest = readers[i].slowest_us > slowest ? readers[i].slowest_us : slowest;
     }
     printf("operations=%llu bytes=%llu wrong=%d slowest_ms=%llu fds=%ld fds_max=%ld kb_early=%ld "
-           "kb_late=%ld kb_peak=%ld threads=%ld\n",
+           "kb_late=%ld kb_peak=%ld threads=%ld paused_s=%.0f\n",
            (unsigned long long)operations, (unsigned long long)bytes, wrong,
            (unsigned long long)slowest / 1000, w->fds, w->fds_max, w->kb_early, w->kb_late,
-           daemon_kb(daemon, "VmHWM:"), w->threads);
+           daemon_kb(daemon, "VmHWM:"), w->threads, w->paused);
 }
 
 int main(int argc, char **argv)
