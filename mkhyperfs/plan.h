@@ -20,7 +20,9 @@ enum { MK_FORECAST_STEP = 2, MK_FORECASTS = (HC_MAX_DB - HC_MIN_DB) / MK_FORECAS
 struct mk_forecast {
     double bits[MK_FORECASTS]; /* a weight, at HC_MIN_DB + i * MK_FORECAST_STEP dB */
     double correction;         /* bits a weight, to be added to these */
-    uint64_t lossless;         /* bytes, if every bit is kept */
+    double unlike;     /* what it took over what its samples say, once it was coded; else 1 */
+    uint64_t lossless; /* bytes, if every bit is kept */
+    bool done;         /* coded, and it stays so: nothing is chosen again */
     struct hc_scan_pack *scan; /* of tensors that are larger than their samples; or NULL */
 };
 void mk_forecast_free(struct mk_forecast *f); /* NULL is allowed */

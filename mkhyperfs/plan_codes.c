@@ -30,6 +30,8 @@ struct choose_slot {
     struct hfs_error err;
 };
 
+enum { MANY_BLOCKS = 256 };
+
 struct samples {
     const uint8_t *block[HC_SAMPLE_BLOCKS];
     size_t len[HC_SAMPLE_BLOCKS];
@@ -140,6 +142,7 @@ static int make_forecast(struct chooser *c, struct mk_item *it, struct mk_worker
     struct mk_forecast *f = calloc(1, sizeof *f);
     if (!f)
         return hfs_fail(err, ENOMEM, "out of memory");
+    f->unlike = 1;
     it->forecast = f;
     int r = get_scan(c, it, worker, &s, &scan, err);
     if (r < 0)
@@ -158,27 +161,69 @@ static int make_forecast(struct chooser *c, struct mk_item *it, struct mk_worker
     return r;
 }
 
+static int try_block(const struct mk_item *it, struct mk_worker *worker,
+                     const struct hc_encoder *encoder, const uint8_t *block, size_t len,
+                     uint8_t *out, uint64_t *coded, struct hfs_error *err)
+{
+    size_t size;
+    int r = hc_encode(encoder, worker->work, block, len, out, &size, NULL, NULL);
+    if (r < 0)
+        return hfs_fail(err, -r, "%s: cannot be encoded: %s", it->file->shown, strerror(-r));
+    *coded += size;
+    return 0;
+}
+
+static int try_samples(struct chooser *c, struct mk_item *it, struct mk_worker *worker,
+                       const struct hc_encoder *encoder, uint8_t *out, uint64_t *raw,
+                       uint64_t *coded, struct hfs_error *err)
+{
+    struct samples s;
+    int r = read_samples(c, it, worker, hc_code_block_bytes(&it->code), NULL, &s, err);
+    for (unsigned i = 0; r == 0 && i < s.count; i++) {
+        r = try_block(it, worker, encoder, s.block[i], s.len[i], out, coded, err);
+        *raw += s.len[i];
+    }
+    return r;
+}
+
+/* What is kept exactly can be anything: all of it is tried up to MANY_BLOCKS, else so many blocks
+ * at even distances. */
+static int try_many(struct mk_item *it, struct mk_worker *worker, const struct hc_encoder *encoder,
+                    uint8_t *out, uint64_t *raw, uint64_t *coded, struct hfs_error *err)
+{
+    size_t block = hc_code_block_bytes(&it->code);
+    uint64_t blocks = mk_item_blocks(it), every = (blocks - 1) / MANY_BLOCKS + 1;
+    int fd;
+    int r = mk_file_open(it->file, &fd, err);
+    if (r < 0)
+        return r;
+    for (uint64_t b = 0; b < blocks && r == 0; b += every) {
+        uint64_t left = it->length - b * block;
+        size_t n = left < block ? (size_t)left : block;
+        r = mk_file_read(it->file, fd, worker->buf2, n, it->offset + b * block, err);
+        if (r == 0)
+            r = try_block(it, worker, encoder, worker->buf2, n, out, coded, err);
+        *raw += n;
+    }
+    close(fd);
+    return r;
+}
+
 /* What the item will take, from its samples. */
 static int estimate(struct chooser *c, struct mk_item *it, struct mk_worker *worker,
                     struct hfs_error *err)
 {
-    struct samples s;
     struct hc_encoder *encoder = NULL;
-    size_t block = hc_code_block_bytes(&it->code), size;
+    size_t block = hc_code_block_bytes(&it->code);
     uint64_t raw = 0, coded = 0;
     uint8_t *out = malloc(hc_code_bound(&it->code, block));
     int r = out ? hc_encoder_new(&it->code, &encoder) : -ENOMEM;
     if (r < 0)
         hfs_fail(err, -r, "%s: %s", it->file->shown, strerror(-r));
-    if (r == 0)
-        r = read_samples(c, it, worker, block, NULL, &s, err);
-    for (unsigned i = 0; r == 0 && i < s.count; i++) {
-        r = hc_encode(encoder, worker->work, s.block[i], s.len[i], out, &size, NULL, NULL);
-        if (r < 0)
-            hfs_fail(err, -r, "%s: cannot be encoded: %s", it->file->shown, strerror(-r));
-        raw += s.len[i];
-        coded += size;
-    }
+    if (r == 0 && c->task == STATISTICS && !it->decision.lossy)
+        r = try_many(it, worker, encoder, out, &raw, &coded, err);
+    else if (r == 0)
+        r = try_samples(c, it, worker, encoder, out, &raw, &coded, err);
     if (r == 0)
         it->estimate = (uint64_t)((double)it->length * (double)coded / (double)raw);
     hc_encoder_free(encoder);
@@ -218,7 +263,11 @@ static void choose_work(void *ctx, void *slot, struct mk_worker *worker)
 /* An item of a file that is encoded, and that a thread has to look at. */
 static bool to_choose(const struct chooser *c, const struct mk_item *it)
 {
-    return !it->file->plan->same && (it->decision.lossy || (wants_estimate(c) && c->task != AGAIN));
+    if (it->file->plan->same)
+        return false;
+    if (c->task == AGAIN)
+        return it->decision.lossy && !it->forecast->done;
+    return it->decision.lossy || wants_estimate(c);
 }
 
 /* Walks through all items, file by file. */

@@ -12,7 +12,7 @@
 /* Aimed at so far below the goal: where samples are whole tensors, and where they are not; and how
  * far the level may move once codes are chosen. */
 static const double AIM_EXACT = 0.0015, AIM_SAMPLED = 0.003;
-static const double MOVE_CHOSEN = 0.3, MOVE_STEERED = 1.5; /* dB */
+static const double MOVE_CHOSEN = 0.3, MOVE_STEERED = 1; /* dB */
 enum { CHOICES = 4, TRIES = 5, STOPS = 7 };
 
 struct mk_target {
@@ -23,7 +23,7 @@ struct mk_target {
     size_t done;         /* items before this number are coded */
     double limit, aim;   /* bytes */
     double tables;       /* bytes of the image besides blocks and their index entries */
-    double bias;         /* what items take over what was forecast, so far */
+    double bias;         /* what tensors larger than their samples take over their forecasts */
     double level;
     unsigned tries;
     size_t stop[STOPS];
@@ -89,7 +89,7 @@ static double total(const struct mk_target *t, double level, bool chosen)
         if (moves(t, i, chosen)) {
             struct mk_decision d = it->decision;
             mk_decision_level(&d, level);
-            sum += cost(t, it, forecast(it, d.db) * t->bias);
+            sum += cost(t, it, forecast(it, d.db) * (it->forecast->scan ? t->bias : 1));
         } else {
             sum += cost(t, it, (double)(i < t->done ? it->stored : it->estimate));
         }
@@ -195,13 +195,16 @@ static void set_level(struct mk_target *t, double level, bool chosen)
     }
 }
 
-/* After codes were chosen and tried on the samples: corrects the forecasts. */
+/* After codes were chosen and tried on the samples: corrects the forecasts of what is to be coded.
+ */
 static void learn(struct mk_target *t)
 {
     for (size_t i = t->lossy; i < t->count; i++) {
         struct mk_item *it = t->item[i];
         struct mk_forecast *f = it->forecast;
-        double bits = 8 * (double)it->estimate / (double)it->tensor->elements;
+        double bits = 8 * (double)it->estimate * f->unlike / (double)it->tensor->elements;
+        if (i < t->done)
+            continue;
         if (!mk_item_is_lossy(it))
             f->lossless = it->estimate;
         else if (isfinite(curve(f, it->decision.db)))
@@ -389,7 +392,7 @@ void mk_target_steer(struct mk_target *t, size_t next)
 {
     double took = 0, expected = 0;
     for (size_t i = t->lossy; i < next; i++) {
-        if (!mk_item_is_lossy(t->item[i]))
+        if (!mk_item_is_lossy(t->item[i]) || !t->item[i]->forecast->scan)
             continue;
         took += (double)t->item[i]->stored;
         expected += (double)t->item[i]->estimate;
@@ -414,6 +417,32 @@ static size_t tail(struct mk_target *t, double missing)
     return i;
 }
 
+/* The forecast of an item that was coded. */
+static void correct(struct mk_item *it, bool stays)
+{
+    struct mk_forecast *f = it->forecast;
+    double expected = forecast(it, it->decision.db);
+    double bits = 8 * (double)it->stored / (double)it->tensor->elements;
+    f->done = stays;
+    if (!mk_item_is_lossy(it) || !(expected > 0) || !isfinite(curve(f, it->decision.db)))
+        return;
+    f->unlike = clamp(f->unlike * (double)it->stored / expected, 0.2, 5);
+    f->correction = bits - curve(f, it->decision.db);
+}
+
+/* How far a level moves what is to be coded. */
+static double farthest(const struct mk_target *t, double level)
+{
+    double most = 0;
+    for (size_t i = t->done; i < t->count; i++) {
+        struct mk_decision d = t->item[i]->decision;
+        mk_decision_level(&d, level);
+        if (moves(t, i, true))
+            most = fmax(most, fabs(d.db - t->item[i]->decision.db));
+    }
+    return most;
+}
+
 int mk_target_met(struct mk_target *t, uint64_t image_bytes, size_t *from, struct hfs_error *err)
 {
     t->done = t->count;
@@ -428,6 +457,7 @@ int mk_target_met(struct mk_target *t, uint64_t image_bytes, size_t *from, struc
     if ((!above && !below) || stuck)
         return 1;
     char a[40], b[40];
+    t->aim = t->limit * (1 - AIM_SAMPLED);
     *from = tail(t, t->aim - size);
     if (++t->tries >= TRIES || *from == t->count) {
         if (above)
@@ -441,12 +471,13 @@ int mk_target_met(struct mk_target *t, uint64_t image_bytes, size_t *from, struc
     }
     ui_verbose("%s=%s: %s instead of %s; the last tensors are coded again", goal_name(t->opt),
                t->opt->goal_text, shown(t, a, size), shown(t, b, t->limit));
-    t->aim = t->limit * (1 - AIM_SAMPLED);
-    for (size_t i = t->lossy; i < t->count; i++)
-        t->item[i]->estimate = t->item[i]->stored;
-    learn(t);
     t->bias = 1;
-    *from = t->done = tail(t, t->aim - size);
-    set_level(t, solve(t, low, high, true), true);
+    t->done = *from;
+    for (size_t i = t->lossy; i < t->count; i++)
+        correct(t->item[i], i < t->done);
+    double level = solve(t, low, high, true);
+    if (farthest(t, level) > MOVE_STEERED)
+        return choose(t, err);
+    set_level(t, level, true);
     return 0;
 }
