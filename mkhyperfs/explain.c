@@ -13,13 +13,16 @@ void mk_explain_rules(FILE *out)
 {
     char tensors[MK_RULE_TEXT];
     const char *name;
-    double db;
+    double low, db;
     fputs("common levels of the presets, SQNR in dB:", out);
     for (size_t i = 0; (name = mk_preset(i, &db)); i++)
         fprintf(out, "%s %s %g", i ? "," : "", name, db);
     fputs("\nrules, dB to be added to the common level; a tensor gets all that match:\n", out);
-    for (size_t i = 0; mk_sensitivity_rule(i, tensors, &db); i++)
-        fprintf(out, "  %+6.1f  %s\n", db, tensors);
+    for (size_t i = 0; mk_sensitivity_rule(i, tensors, &low, &db); i++)
+        if (low < db)
+            fprintf(out, "  %g..%+-5g %s\n", low, db, tensors);
+        else
+            fprintf(out, "  %+-8g %s\n", db, tensors);
     fputs("tensors that no rule names have the common level; --rule stands above all this\n", out);
 }
 
@@ -27,13 +30,14 @@ void mk_explain_rules_json(FILE *out)
 {
     char tensors[MK_RULE_TEXT];
     const char *name;
-    double db;
+    double low, db;
     fputs("  \"presets\": {", out);
     for (size_t i = 0; (name = mk_preset(i, &db)); i++)
         fprintf(out, "%s\"%s\": %.10g", i ? ", " : "", name, db);
     fputs("},\n  \"rules\": [", out);
-    for (size_t i = 0; mk_sensitivity_rule(i, tensors, &db); i++)
-        fprintf(out, "%s\n    {\"tensors\": \"%s\", \"db\": %.10g}", i ? "," : "", tensors, db);
+    for (size_t i = 0; mk_sensitivity_rule(i, tensors, &low, &db); i++)
+        fprintf(out, "%s\n    {\"tensors\": \"%s\", \"least_db\": %.10g, \"most_db\": %.10g}",
+                i ? "," : "", tensors, low, db);
     fputs("\n  ],\n", out);
 }
 

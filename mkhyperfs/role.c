@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fnmatch.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -148,6 +149,7 @@ struct model {
     bool config; /* config.json was looked for */
     struct mk_config about;
     unsigned stacks;
+    uint64_t weights; /* elements of all matrices */
     UT_hash_handle hh;
     size_t key_len;
     char key[];
@@ -157,6 +159,7 @@ struct model {
 struct stack {
     bool failed;
     int layers;
+    uint64_t q_rows, k_rows; /* of its attention, the largest; 0 where they are fused */
     UT_hash_handle hh;
     size_t key_len;
     char key[];
@@ -304,13 +307,23 @@ static struct stack *make_stack(const char *path, const char *name, size_t stack
     return s;
 }
 
-static int note_layer(struct mk_roles *r, struct model *m, const char *path, const char *name)
+/* Rows are outputs, as in torch's Linear. */
+static void note_rows(struct stack *s, const struct st_tensor *t, enum mk_kind kind)
+{
+    if (t->rank == 2 && kind == MK_ATTN_Q && t->dims[0] > s->q_rows)
+        s->q_rows = t->dims[0];
+    if (t->rank == 2 && kind == MK_ATTN_K && t->dims[0] > s->k_rows)
+        s->k_rows = t->dims[0];
+}
+
+static int note_layer(struct mk_roles *r, struct model *m, const char *path,
+                      const struct st_tensor *t, enum mk_kind kind)
 {
     size_t stack_len;
-    int layer = layer_of(name, &stack_len);
+    int layer = layer_of(t->name, &stack_len);
     if (layer < 0)
         return 0;
-    struct stack *made = make_stack(path, name, stack_len), *s;
+    struct stack *made = make_stack(path, t->name, stack_len), *s;
     if (!made)
         return -ENOMEM;
     HASH_FIND(hh, r->stacks, made->key, made->key_len, s);
@@ -327,6 +340,7 @@ static int note_layer(struct mk_roles *r, struct model *m, const char *path, con
     }
     if (layer >= s->layers)
         s->layers = layer + 1;
+    note_rows(s, t, kind);
     return 0;
 }
 
@@ -339,7 +353,9 @@ int mk_roles_note(struct mk_roles *r, const char *path, const struct st_header *
         enum mk_kind kind = kind_of(&h->tensors[i]);
         m->head |= kind == MK_HEAD;
         m->embedding |= kind == MK_EMBEDDING;
-        int e = note_layer(r, m, path, h->tensors[i].name);
+        if (h->tensors[i].rank >= 2)
+            m->weights += h->tensors[i].elements;
+        int e = note_layer(r, m, path, &h->tensors[i], kind);
         if (e < 0)
             return e;
     }
@@ -378,6 +394,8 @@ int mk_role_of(const struct mk_roles *r, const char *path, const struct st_tenso
     size_t stack_len;
     *out = (struct mk_role){.kind = kind_of(t), .layer = layer_of(t->name, &stack_len)};
     m = m ? m : &unknown;
+    out->share = m->weights ? fmin(1, (double)t->elements / (double)m->weights) : 0;
+    out->queries = 1;
     if ((out->kind == MK_EMBEDDING || out->kind == MK_HEAD) && is_tied(m))
         out->kind = MK_TIED_EMBEDDING;
     if (out->layer < 0)
@@ -387,6 +405,8 @@ int mk_role_of(const struct mk_roles *r, const char *path, const struct st_tenso
         return -ENOMEM;
     HASH_FIND(hh, r->stacks, key->key, key->key_len, s);
     out->layers = s ? s->layers : 0;
+    if (s && s->q_rows && s->k_rows)
+        out->queries = (double)s->q_rows / (double)s->k_rows;
     free(key);
     /* The config counts the layers of one stack; it knows more than the first file of many does,
      * and which layers for speculative decoding follow the last one. */

@@ -35,8 +35,10 @@ enum mk_kind {
 
 struct mk_role {
     enum mk_kind kind;
-    int layer;  /* from 0; -1: in none */
-    int layers; /* of its stack */
+    int layer;      /* from 0; -1: in none */
+    int layers;     /* of its stack */
+    double share;   /* of the elements of all matrices in its directory, 0 .. 1 */
+    double queries; /* rows of q for each row of k in its stack: more than 1 with grouped queries */
 };
 
 struct mk_roles;

@@ -13,7 +13,7 @@
 
 #include "mkhyperfs/role.h"
 
-enum { MK_RULE_TEXT = 160 };
+enum { MK_RULE_TEXT = 200 };
 
 /* Of one tensor, measured on the user's own data. */
 struct mk_evidence {
@@ -26,8 +26,9 @@ struct mk_evidence {
 double mk_offset(const struct mk_role *role, const struct mk_evidence *evidence,
                  char text[MK_RULE_TEXT]);
 
-/* Rule number i as it is shown: the tensors that it is for, and its dB. False behind the last. */
-bool mk_sensitivity_rule(size_t i, char tensors[MK_RULE_TEXT], double *db);
+/* Rule number i as it is shown: the tensors that it is for, and its dB; where they depend on the
+ * model, *low is less than *high. False behind the last. */
+bool mk_sensitivity_rule(size_t i, char tensors[MK_RULE_TEXT], double *low, double *high);
 
 /* Whether tensors of this kind are kept exactly unless a --rule says otherwise; why, or NULL. */
 const char *mk_kept_kind(enum mk_kind kind);

@@ -86,10 +86,10 @@ def test_ratios_are_reached(model, tmp_path, tools, ratio):
     check_size(told, image, told["source_bytes"] / ratio)
 
 
-@pytest.mark.parametrize("size", ["1700k", "1.9 MB", "2Mi", "2500000"])
+@pytest.mark.parametrize("size", ["1700k", "1.9 MB", "2Mi", "2200000"])
 def test_sizes_of_mixed_models_are_reached(mixed, tmp_path, tools, size):
     image = tmp_path / "image"
-    bound = {"1700k": 1.7e6, "1.9 MB": 1.9e6, "2Mi": 2 << 20, "2500000": 2.5e6}[size]
+    bound = {"1700k": 1.7e6, "1.9 MB": 1.9e6, "2Mi": 2 << 20, "2200000": 2.2e6}[size]
     check_size(made(tools, mixed, image, f"--target-size={size}", "--effort=fast"), image, bound)
 
 
@@ -200,12 +200,12 @@ def test_explain(mixed, tmp_path, tools):
     rules = run([tools.mkhyperfs, "--explain"]).stdout
     assert "tied embedding" in rules and "good" in rules
     document = json.loads(run([tools.mkhyperfs, "--explain", "--json"]).stdout)
-    assert {r["tensors"] for r in document["rules"]} >= {"tied embedding"}
+    assert any(r["tensors"].startswith("tied embedding") for r in document["rules"])
     assert set(document["presets"]) == {"high", "good", "small", "tiny"}
 
     text = run([tools.mkhyperfs, "--explain", "--effort=fast", "--bits=4", mixed]).stdout
     line, = [line for line in text.splitlines() if "model.embed_tokens" in line]
-    assert "[tied embedding] tied embedding +" in line
+    assert "[tied embedding] tied embedding" in line
     assert text.startswith(rules) and "would be stored with loss" in text
     assert not list(tmp_path.iterdir())
 

@@ -223,6 +223,7 @@ static void test_allocation(void **state)
     struct setting s = {.opt.db = 23};
     struct model m = {0};
     const struct st_tensor *embedding = add(&m, "model.embed_tokens.weight", HC_F32, 64, 64);
+    add(&m, "model.large.weight", HC_F32, 64, 640);
     const struct st_tensor *other = add(&m, "model.other.weight", HC_F32, 64, 64);
     const struct st_tensor *router = add(&m, "model.layers.0.mlp.gate.weight", HC_F32, 8, 1024);
     assert_true(decide(&s, &m, embedding).db > 23);

@@ -313,30 +313,54 @@ static void test_rules_add_up(void **state)
 {
     (void)state;
     char text[MK_RULE_TEXT], tensors[MK_RULE_TEXT];
-    double db;
+    double low, high;
     size_t rules = 0;
-    for (size_t i = 0; mk_sensitivity_rule(i, tensors, &db); i++, rules++) {
+    for (size_t i = 0; mk_sensitivity_rule(i, tensors, &low, &high); i++, rules++) {
         assert_true(*tensors != 0);
-        assert_true(isfinite(db) && fabs(db) <= 15);
+        assert_true(isfinite(low) && isfinite(high) && low <= high && fabs(high) <= 15);
     }
     assert_true(rules > 0);
-    struct mk_role tied = {MK_TIED_EMBEDDING, -1, 0}, middle = {MK_ATTN_V, 5, 12};
+    struct mk_role tied = {MK_TIED_EMBEDDING, -1, 0, 0.1, 1}, other = {MK_OTHER, 5, 12, 0.1, 1};
+    struct mk_role v = {MK_ATTN_V, 5, 12, 0.01, 1};
     assert_true(mk_offset(&tied, NULL, text) > 3);
-    assert_non_null(strstr(text, "tied embedding +"));
-    assert_true(mk_offset(&middle, NULL, text) == 0);
+    assert_non_null(strstr(text, "tied embedding"));
+    assert_true(mk_offset(&other, NULL, text) == 0);
     assert_string_equal(text, "");
+    double alone = mk_offset(&v, NULL, NULL);
+    v.queries = 4; /* heads of queries for each head of values */
+    assert_true(fabs(mk_offset(&v, NULL, text) - alone - 6) < 0.1);
+    v.layer = 0;
+    assert_true(mk_offset(&v, NULL, text) > alone + 6);
     for (int kind = 0; kind < MK_KINDS; kind++)
-        for (int layer = -1; layer < 3; layer++) {
-            struct mk_role role = {(enum mk_kind)kind, layer, 3};
-            assert_true(fabs(mk_offset(&role, NULL, text)) <= 20);
-        }
+        for (int layer = -1; layer < 3; layer++)
+            for (double share = 0; share <= 1; share += 0.25) {
+                struct mk_role role = {(enum mk_kind)kind, layer, 3, share, 1e9};
+                assert_true(fabs(mk_offset(&role, NULL, text)) <= 20);
+            }
+}
+
+/* A share is that of all files of the model; grouped queries are seen in the shapes. */
+static void test_shares_and_grouped_queries(void **state)
+{
+    (void)state;
+    struct model m = {0};
+    static uint64_t k_dims[2] = {128, 256};
+    const struct st_tensor *embedding = add(&m, "model.embed_tokens.weight");
+    add(&m, "model.layers.0.self_attn.q_proj.weight");
+    struct st_tensor *k = add(&m, "model.layers.0.self_attn.k_proj.weight");
+    k->dims = k_dims;
+    k->elements = 128 * 256;
+    add(&m, "model.layers.0.input_layernorm.weight")->rank = 1;
+    assert_true(fabs(role_in(&m, NULL, "a", embedding).share - 4.0 / 9) < 1e-9);
+    assert_true(role_in(&m, NULL, "a", k).queries == 4);
+    assert_true(role_in(&m, NULL, "a", embedding).queries == 1);
 }
 
 static void test_evidence_takes_the_place_of_the_rules(void **state)
 {
     (void)state;
     char text[MK_RULE_TEXT];
-    struct mk_role tied = {MK_TIED_EMBEDDING, -1, 0};
+    struct mk_role tied = {.kind = MK_TIED_EMBEDDING, .layer = -1, .share = 0.1};
     struct mk_evidence measured = {.offset_db = -1.5, .what = "importance matrix"};
     assert_true(mk_offset(&tied, &measured, text) == -1.5);
     assert_string_equal(text, "importance matrix -1.5 dB");
@@ -352,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_number_of_layers),
         cmocka_unit_test(test_hostile_configs_say_nothing),
         cmocka_unit_test(test_rules_add_up),
+        cmocka_unit_test(test_shares_and_grouped_queries),
         cmocka_unit_test(test_evidence_takes_the_place_of_the_rules),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
