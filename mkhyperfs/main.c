@@ -107,7 +107,8 @@ static int check_unchanged(const struct mk_source *src, struct hfs_error *err)
 
 /* Everything but the last checks; with a target, from its item number `from` on. */
 static int write_once(const struct mk_options *opt, struct mk_source *src, struct mk_target *target,
-                      size_t from, struct hfs_writer *writer, struct mk_image *image, struct hfs_error *err)
+                      size_t from, struct hfs_writer *writer, struct mk_image *image,
+                      struct hfs_error *err)
 {
     int r = mk_encode(opt, src, target, from, writer, err);
     if (r == 0)

@@ -89,7 +89,7 @@ static uint64_t overhead_of_blocks(const struct mk_source *src)
         for (size_t k = 0; k < plan->nitems && !plan->same; k++)
             blocks += mk_item_blocks(&plan->items[k]);
     }
-    return blocks * sizeof(struct hfs_disk_block);
+    return blocks * MK_BLOCK_OVERHEAD;
 }
 
 static double bits_a_weight(const struct summary *s)

@@ -71,7 +71,7 @@ static double cost(const struct mk_target *t, const struct mk_item *it, double b
 {
     if (t->opt->goal == MK_GOAL_BITS)
         return it->decision.lossy ? bytes + (double)mk_item_overhead(it) : 0;
-    return bytes + (double)(mk_item_blocks(it) * sizeof(struct hfs_disk_block));
+    return bytes + (double)(mk_item_blocks(it) * MK_BLOCK_OVERHEAD);
 }
 
 /* Whether the size follows the level: not that of what is kept exactly, nor of what is done. */
@@ -133,7 +133,7 @@ uint64_t mk_target_tables(const struct mk_source *src)
 {
     /* Of typical images, after packing: the directory and both superblocks; META; and for each
      * name, each segment and each tensor. */
-    uint64_t bytes = 2 * sizeof(struct hfs_disk_super) + 8 * sizeof(struct hfs_disk_section) + 200;
+    uint64_t bytes = 2 * sizeof(struct hfs_disk_super) + 9 * sizeof(struct hfs_disk_section) + 200;
     bytes += 44 * (uint64_t)src->nnodes;
     for (size_t i = 0; i < src->nfiles; i++) {
         const struct mk_plan *plan = src->files[i]->plan;

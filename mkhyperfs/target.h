@@ -13,9 +13,14 @@
 #ifndef HYPERFS_MKHYPERFS_TARGET_H
 #define HYPERFS_MKHYPERFS_TARGET_H
 
+#include "fs/digest.h"
+#include "fs/format.h"
 #include "mkhyperfs/plan.h"
 
 #define MK_NEAR 0.01
+
+/* Bytes of the image for each block: its entry in the index, and its hash. */
+#define MK_BLOCK_OVERHEAD (sizeof(struct hfs_disk_block) + sizeof(struct hfs_hash))
 
 struct mk_target;
 
