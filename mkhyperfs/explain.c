@@ -17,7 +17,9 @@ void mk_explain_rules(FILE *out)
     fputs("common levels of the presets, SQNR in dB:", out);
     for (size_t i = 0; (name = mk_preset(i, &db)); i++)
         fprintf(out, "%s %s %g", i ? "," : "", name, db);
-    fputs("\nrules, dB to be added to the common level; a tensor gets all that match:\n", out);
+    fputs("\nrules, dB to be added to the common level; a tensor gets all that match, less their "
+          "mean:\n",
+          out);
     for (size_t i = 0; mk_sensitivity_rule(i, tensors, &low, &db); i++)
         if (low < db)
             fprintf(out, "  %g..%+-5g %s\n", low, db, tensors);
@@ -112,6 +114,9 @@ static void print_line(const struct mk_options *opt, const struct mk_item *it, b
 
 void mk_explain_tensors(const struct mk_options *opt, const struct mk_source *src, FILE *out)
 {
+    if (!opt->flat)
+        fprintf(out, "\nmean of the rules over all weights, taken off: %+.2f dB\n",
+                src->mean_offset);
     fprintf(out, "\n%6s %6s %9s %6s  tensor [kind] rules, or why it is kept exactly\n", "wanted",
             opt->dry_run ? "" : "SQNR", opt->dry_run ? "" : "error", "bits");
     for_each(opt, src, out, print_line);
@@ -162,6 +167,7 @@ static void print_object(const struct mk_options *opt, const struct mk_item *it,
 
 void mk_explain_tensors_json(const struct mk_options *opt, const struct mk_source *src, FILE *out)
 {
+    fprintf(out, "  \"mean_offset_db\": %.10g,\n", src->mean_offset);
     fputs("  \"per_tensor\": [", out);
     for_each(opt, src, out, print_object);
     fputs("\n  ],\n", out);

@@ -10,11 +10,12 @@
 
 #include "fs/ui.h"
 
-/* The common level of each, in dB; what a tensor differs from it, sensitivity.c says. */
+/* The common level of each, in dB: the mean over all weights; how a tensor differs from it,
+ * sensitivity.c says. */
 static const struct {
     const char *name;
     double db;
-} presets[] = {{"high", 34.6}, {"good", 28.2}, {"small", 22.8}, {"tiny", 18.6}};
+} presets[] = {{"high", 35}, {"good", 29}, {"small", 23}, {"tiny", 19}};
 /* Memory of the trellis: 16, 256 or 1,024 states; in small tensors, which take no time. */
 static const struct {
     const char *name;

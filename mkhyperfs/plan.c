@@ -122,6 +122,28 @@ static int decide(struct mk_policy *policy, const struct mk_source *src, struct 
     return r;
 }
 
+/* Takes the mean offset, over all weights, off the level, so that the level is the mean SQNR, and
+ * the size of a preset hardly depends on the model. */
+static void balance(const struct mk_options *opt, struct mk_source *src)
+{
+    double sum = 0, weights = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t i = 0; i < src->nfiles; i++)
+            for (size_t k = 0; k < src->files[i]->plan->nitems; k++) {
+                struct mk_item *it = &src->files[i]->plan->items[k];
+                if (!it->decision.lossy || it->decision.fixed)
+                    continue;
+                if (pass == 0) {
+                    weights += (double)it->tensor->elements;
+                    sum += (double)it->tensor->elements * it->decision.allocated;
+                } else {
+                    it->decision.offset -= sum / weights;
+                    mk_decision_level(&it->decision, opt->db);
+                }
+            }
+    src->mean_offset = weights > 0 ? sum / weights : 0;
+}
+
 static int note(struct mk_policy *policy, const struct mk_source *src, const struct mk_file *f)
 {
     int r = 0;
@@ -149,6 +171,8 @@ static int decide_all(const struct mk_options *opt, struct mk_source *src, struc
         if (r == 0 && src->files[i]->plan->safetensors)
             r = decide(policy, src, src->files[i], err);
     }
+    if (r == 0)
+        balance(opt, src);
     if (r == 0)
         mk_policy_report(policy);
     mk_policy_free(policy);

@@ -310,7 +310,7 @@ int mk_policy_decide(struct mk_policy *p, const struct mk_place *place, const st
     if (r == 0 && !why)
         r = by_tables(p, place, t, &out->role, &out->why);
     if (!p->opt->flat)
-        out->offset = mk_offset(&out->role, NULL, NULL);
+        out->offset = out->allocated = mk_offset(&out->role, NULL, NULL);
     apply_rules(p, t, out);
     if (!why && p->opt->lossless)
         out->why = "--lossless";

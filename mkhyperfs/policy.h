@@ -29,6 +29,7 @@ struct mk_decision {
     struct mk_role role;
     bool fixed;                 /* a --rule names the quality, whatever the common level is */
     double offset;              /* dB: to the common level; if fixed, the quality itself */
+    double allocated;           /* the part of offset that is not the user's: sensitivity.h */
     double db;                  /* if lossy: HC_MIN_DB .. HC_MAX_DB; see mk_decision_level */
     const struct mk_rule *rule; /* of the user, that decided or changed db; or NULL */
 };

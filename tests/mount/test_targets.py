@@ -188,6 +188,10 @@ def test_presets_and_targets_are_allocated_and_numbers_are_not(mixed, tools):
         assert "tied embedding" in found[embed]["rule"]
         found = wanted(tools, mixed, "--allocation=flat", *options)
         assert found[embed]["wanted_db"] == found[middle]["wanted_db"]
+    told = json.loads(run([tools.mkhyperfs, "-n", "--json", mixed, "--quality=small"]).stdout)
+    lossy = [t for t in told["per_tensor"] if t["wanted_db"]]
+    mean = sum(t["wanted_db"] * t["elements"] for t in lossy) / sum(t["elements"] for t in lossy)
+    assert mean == pytest.approx(23, abs=0.1)
     found = wanted(tools, mixed, "--quality=23")
     assert {t["wanted_db"] for t in found.values()} == {23, None}
     found = wanted(tools, mixed, "--quality=23", "--rule=*embed*=+2.5", "--rule=*layers.2*=-1")
