@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codec/fit.h"
 #include "codec/lattice.h"
 #include "codec/scan.h"
 #include "codec/trellis.h"
@@ -12,24 +13,12 @@
 
 enum {
     CALIBRATIONS = 4, /* encodings of the samples, at most, until the step fits */
-    SPLIT_TRIALS = 3, /* window sizes tried, on this many samples of a large tensor, */
-    TRIAL_BLOCKS = 2,
-    TRIAL_NU = 4, /* with a small trellis: the ranks are distributed alike */
-    ROUNDS = 64   /* of the iteration between window and root mean square */
+    TRIAL_BLOCKS = 2, /* samples of a large tensor that window sizes are tried on, */
+    TRIAL_NU = 4      /* with a small trellis: the ranks are distributed alike */
 };
-
-/* A window that costs less than this for the pairs outside of it, in bits a pair, is large
- * enough to be worth a trial. */
-static const double outside_cost = 0.03;
 
 /* dB, by which sample blocks that are not the whole tensor may correct the step. */
 static const double sample_trust = 1.0;
-
-/* Shrinking by this times (d / rms)^2 gives Gaussian weights the shortest code at equal SQNR: a
- * point's cost rises by log2(e) / (2 rms^2) bits with its squared length, so that the nearest
- * point to a shrunk weight is the cheapest one under squared error plus lambda times bits. */
-static const double shrink_factor = 0.09;
-static const double shrink_most = 0.05;
 
 struct samples {
     const uint8_t *const *block;
@@ -40,70 +29,8 @@ struct samples {
     unsigned nu;
 };
 
-/* The distribution of a tensor's pairs as a window of given size sees it. */
-struct fit {
-    double mean_square; /* of the carried weights */
-    double d;           /* spacing for the wanted SQNR; weights */
-    double outside;     /* share of pairs outside */
-};
-
-/* Squared length of the median non-zero pair. */
-static double median_square(const struct hc_scan *s)
-{
-    uint64_t total = 0, below = 0;
-    for (unsigned b = 1; b < HC_SCAN_FINITE; b++)
-        total += s->bin[b].count;
-    for (unsigned b = 1; b < HC_SCAN_FINITE; b++) {
-        below += s->bin[b].count;
-        if (below > total / 2)
-            return hc_scan_edge(b);
-    }
-    return 0;
-}
-
-/* Mean square and window depend on each other. Starting from the median finds the smallest window
- * that agrees with itself, so that a few huge weights do not set the step for all others. */
-static struct fit fit_window(const struct hc_scan *s, double sqnr_db, double mse, double reach)
-{
-    struct fit f = {.mean_square = median_square(s) / 1.386};
-    /* d^2 over the mean square; shrinking adds (shrink * rms)^2 to the noise of the trellis. */
-    double noise = pow(10, -sqnr_db / 10) / mse;
-    noise /= 1 + shrink_factor * shrink_factor * noise / mse;
-    uint64_t total = hc_scan_outside(s);
-
-    for (unsigned b = 0; b < HC_SCAN_FINITE; b++)
-        total += s->bin[b].count;
-    for (int round = 0; round < ROUNDS; round++) {
-        double before = f.mean_square, energy = 0;
-        uint64_t carried = s->bin[0].count;
-        f.d = sqrt(before * noise);
-        double window2 = reach * reach * f.d * f.d;
-        for (unsigned b = 1; b < HC_SCAN_FINITE && hc_scan_edge(b + 1) <= window2; b++) {
-            carried += s->bin[b].count;
-            energy += hc_scan_energy(s, b);
-        }
-        f.outside = 1 - (double)carried / (double)total;
-        f.mean_square = carried ? energy / (2 * (double)carried) : 0;
-        if (fabs(f.mean_square - before) <= 1e-9 * before)
-            break;
-    }
-    return f;
-}
-
-/* Radius of the window of npoints points a phase, in units of d: the coarse cell has the area
- * 2 sqrt(3) d^2, and a rim of about the covering radius is lost. */
-static double reach_of(uint32_t npoints)
-{
-    return sqrt(npoints * 2 * sqrt(3.0) / 3.14159265358979) - 1.25;
-}
-
-static uint32_t npoints_of(unsigned split)
-{
-    return 256u << (split - 1);
-}
-
 /* The trajectory code of window `split` for weights that fit. */
-static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, const struct fit *f,
+static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, const struct hc_fit *f,
                    bool zero_map, struct hc_code *code)
 {
     const struct hc_taps taps = hc_trellis_taps(nu);
@@ -115,14 +42,14 @@ static int code_of(enum hc_dtype dtype, unsigned nu, unsigned split, const struc
     code->t.zero_map = zero_map;
     code->t.g0 = taps.g0;
     code->t.g1 = taps.g1;
-    int rc = hc_lattice_for(npoints_of(split), &code->t);
+    int rc = hc_lattice_for(hc_window_points(split), &code->t);
     if (rc)
         return rc;
     double step = f->d / hc_lattice_spacing(code->t.points);
     if (!(step > 0x1p-980) || !(step < 0x1p980))
         return -ERANGE;
     code->t.step = hc_step_from(step);
-    code->shrink = fmin(shrink_most, nu ? shrink_factor * f->d * f->d / f->mean_square : 0);
+    code->shrink = fmin(HC_SHRINK_MOST, nu ? HC_SHRINK_FACTOR * f->d * f->d / f->mean_square : 0);
     return 0;
 }
 
@@ -161,7 +88,7 @@ static int try_code(const struct hc_code *code, struct hc_work *w, const struct 
 
 /* By how many dB the samples came out better than wanted; not finite where they cannot tell. */
 static double miss_of(const struct hc_block_stats *stats, const struct samples *s,
-                      const struct fit *f, double wanted_db)
+                      const struct hc_fit *f, double wanted_db)
 {
     if (stats->carried == 0 || !(stats->noise > 0))
         return NAN;
@@ -177,7 +104,7 @@ static double miss_of(const struct hc_block_stats *stats, const struct samples *
 
 /* Sets the code's step so that the samples' noise is that of the wanted SQNR. */
 static int calibrate(struct hc_code *code, struct hc_work *w, const struct samples *s,
-                     const struct fit *f, double sqnr_db, uint64_t *bytes)
+                     const struct hc_fit *f, double sqnr_db, uint64_t *bytes)
 {
     for (int k = 0; k < CALIBRATIONS; k++) {
         struct hc_block_stats stats;
@@ -205,7 +132,7 @@ struct hc_code hc_rescale(const struct hc_code *code, double measured_db, double
  * what the formula says (small or spiky tensors), and the step is corrected for that. */
 static int choose_window(const struct hc_scan *scan, const struct hc_target *target, bool zero_map,
                          struct hc_work *w, const struct samples *s, struct hc_code *best,
-                         struct fit *best_fit)
+                         struct hc_fit *best_fit)
 {
     const double mse = hc_trellis_taps(s->nu).mse, trial_mse = hc_trellis_taps(TRIAL_NU).mse;
     const double trial_db = target->sqnr_db - 10 * log10(trial_mse / mse);
@@ -213,12 +140,13 @@ static int choose_window(const struct hc_scan *scan, const struct hc_target *tar
     double least = INFINITY;
     unsigned trials = 0;
 
-    for (unsigned split = 1; split <= HC_MAX_SPLIT && trials < SPLIT_TRIALS; split++) {
-        struct fit f = fit_window(scan, target->sqnr_db, mse, reach_of(npoints_of(split)));
+    for (unsigned split = 1; split <= HC_MAX_SPLIT && trials < HC_SPLIT_TRIALS; split++) {
+        struct hc_fit f =
+            hc_fit_window(scan, target->sqnr_db, mse, hc_window_reach(hc_window_points(split)));
         struct hc_block_stats stats;
         struct hc_code code;
         uint64_t bytes;
-        if (f.outside * exact_bits > outside_cost && split < HC_MAX_SPLIT)
+        if (f.outside * exact_bits > HC_OUTSIDE_COST && split < HC_MAX_SPLIT)
             continue;
         if (!(f.d > 0) || !isfinite(f.d))
             return -ERANGE;
@@ -252,7 +180,7 @@ static int choose_trajectory(const struct hc_scan *scan, const struct hc_target 
                              bool zero_map, struct hc_work *w, const struct samples *s,
                              struct hc_code *code, uint64_t *bytes)
 {
-    struct fit f = {0};
+    struct hc_fit f = {0};
     int rc = choose_window(scan, target, zero_map, w, s, code, &f);
     return rc ? rc : calibrate(code, w, s, &f, target->sqnr_db, bytes);
 }

@@ -163,6 +163,17 @@ enum { HC_DEFAULT_NU = 8, HC_DEFAULT_NU_SMALL = 10 };
  * evenly spread full blocks. */
 enum { HC_SAMPLE_BLOCKS = 4 };
 
+/* Bits a weight that the trajectory code will take at this quality, from the histogram alone, to
+ * within a few percent; INFINITY for a tensor without finite non-zero weights. How it changes with
+ * the quality is right to a few thousandths of a bit for each dB. */
+double hc_predict_bits(const struct hc_scan *scan, const struct hc_target *target);
+
+/* A scan in a few kilobytes, to be kept; scans take half a megabyte. Both NULL: out of memory. What
+ * is unpacked takes no further blocks; the caller frees both, a pack by free(). */
+struct hc_scan_pack;
+struct hc_scan_pack *hc_scan_pack(const struct hc_scan *scan);
+struct hc_scan *hc_scan_unpack(const struct hc_scan_pack *pack);
+
 /* Chooses the code of a tensor: the trajectory code at target->sqnr_db, its step calibrated on
  * the sample blocks, or the lossless code where that is smaller, or where the tensor
  * has too few distinct values, no finite non-zero weight, or cannot be coded with this quality. */

@@ -15,8 +15,10 @@ enum { RUN = 1 << 20, RUN_COUNT_SHIFT = 40 };
 struct hc_scan *hc_scan_new(enum hc_dtype dtype)
 {
     struct hc_scan *s = calloc(1, sizeof *s);
-    if (s)
-        s->dtype = dtype;
+    if (!s)
+        return NULL;
+    s->dtype = dtype;
+    s->first = HC_SCAN_FINITE;
     return s;
 }
 
@@ -87,12 +89,22 @@ static void scan_run(struct hc_scan *s, const double *v, size_t n)
     }
 }
 
+static void see_bin(struct hc_scan *s, unsigned b)
+{
+    s->first = b < s->first ? b : s->first;
+    s->end = b >= s->end ? b + 1 : s->end;
+}
+
 /* Moves the counts of a run of at most RUN elements to the bins. */
 static void flush_run(struct hc_scan *s)
 {
     for (int half = 0; half < 2; half++)
         for (unsigned b = 0; b < HC_SCAN_BINS; b++) {
             uint64_t both = s->run[half][b];
+            if (both == 0)
+                continue;
+            if (b > 0 && b < HC_SCAN_FINITE)
+                see_bin(s, b);
             s->bin[b].count += both >> RUN_COUNT_SHIFT;
             s->bin[b].mantissa += both & ((UINT64_C(1) << RUN_COUNT_SHIFT) - 1);
         }
@@ -142,4 +154,54 @@ double hc_scan_energy(const struct hc_scan *s, unsigned bin)
     double edge = hc_scan_edge(bin), width = hc_scan_edge(bin + 1) - edge;
     return (double)b->count * edge +
            ((double)b->mantissa + 0.5 * (double)b->count) * width * 0x1p-20;
+}
+
+/* ---- packed ---- */
+
+struct packed_bin {
+    uint64_t count, mantissa;
+    uint32_t bin;
+};
+
+struct hc_scan_pack {
+    enum hc_dtype dtype;
+    unsigned distinct;
+    uint64_t elements, zero_elements;
+    size_t bins;
+    struct packed_bin bin[];
+};
+
+struct hc_scan_pack *hc_scan_pack(const struct hc_scan *s)
+{
+    size_t n = 0;
+    for (unsigned b = 0; b < HC_SCAN_BINS; b++)
+        n += s->bin[b].count > 0;
+    struct hc_scan_pack *p = malloc(sizeof *p + n * sizeof *p->bin);
+    if (!p)
+        return NULL;
+    *p = (struct hc_scan_pack){.dtype = s->dtype,
+                               .distinct = s->distinct,
+                               .elements = s->elements,
+                               .zero_elements = s->zero_elements};
+    for (unsigned b = 0; b < HC_SCAN_BINS; b++)
+        if (s->bin[b].count > 0)
+            p->bin[p->bins++] = (struct packed_bin){s->bin[b].count, s->bin[b].mantissa, b};
+    return p;
+}
+
+struct hc_scan *hc_scan_unpack(const struct hc_scan_pack *p)
+{
+    struct hc_scan *s = hc_scan_new(p->dtype);
+    if (!s)
+        return NULL;
+    s->distinct = p->distinct;
+    s->elements = p->elements;
+    s->zero_elements = p->zero_elements;
+    for (size_t i = 0; i < p->bins; i++) {
+        unsigned b = p->bin[i].bin;
+        s->bin[b] = (struct hc_scan_bin){p->bin[i].count, p->bin[i].mantissa};
+        if (b > 0 && b < HC_SCAN_FINITE)
+            see_bin(s, b);
+    }
+    return s;
 }

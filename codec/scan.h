@@ -24,6 +24,7 @@ struct hc_scan {
     unsigned distinct;      /* patterns in `seen`, HC_SCAN_DISTINCT + 1: more */
     uint64_t pattern[1024]; /* open addressing */
     uint8_t used[1024];
+    unsigned first, end; /* bins of finite pairs that are not zero: none outside [first, end) */
     struct hc_scan_bin bin[HC_SCAN_BINS];
     uint64_t run[2][HC_SCAN_BINS]; /* counts and sums not yet in bin */
 };

@@ -13,6 +13,10 @@ _mkhyperfs() {
         mapfile -t COMPREPLY < <(compgen -W 'high good small tiny' -- "$cur")
         return
         ;;
+    --allocation)
+        mapfile -t COMPREPLY < <(compgen -W 'rules flat' -- "$cur")
+        return
+        ;;
     --isa)
         mapfile -t COMPREPLY < <(compgen -W 'auto portable avx2' -- "$cur")
         return
@@ -21,12 +25,13 @@ _mkhyperfs() {
         mapfile -t COMPREPLY < <(compgen -W 'fast default best' -- "$cur")
         return
         ;;
-    -j | --jobs | --rule | --exclude | --mtime)
+    -j | --jobs | --rule | --exclude | --mtime | --bits | --ratio | --target-size)
         return
         ;;
     esac
     if [[ $cur == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W '--quality= --lossless --rule= --effort= --exclude= --mtime=
+        mapfile -t COMPREPLY < <(compgen -W '--quality= --bits= --ratio= --target-size= --lossless --rule=
+            --allocation= --explain --effort= --exclude= --mtime=
             --keep-broken --skip-special -f --force -n --dry-run -j --jobs= --no-verify --verify
             --isa= --json -q --quiet -v --verbose -h --help --version' -- "$cur")
         [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace

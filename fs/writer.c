@@ -880,6 +880,26 @@ void hfs_writer_digest(const struct hfs_writer *w, struct hfs_hash *out)
     *out = w->digest;
 }
 
+int hfs_writer_reopen(struct hfs_writer *w, uint64_t blocks, struct hfs_error *err)
+{
+    struct bytes *tables[] = {&w->inodes, &w->dirents, &w->names, &w->segments,
+                              &w->codes,  &w->tensors, &w->meta};
+    struct code_entry *e, *next;
+    if (w->broken || !w->finished)
+        return hfs_fail(err, EINVAL, "%s: the image is not finished", w->path);
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        tables[i]->len = 0;
+    HASH_ITER(hh, w->code_table, e, next)
+    {
+        HASH_DEL(w->code_table, e);
+        free(e);
+    }
+    w->ncodes = 0;
+    w->blocks_in_use = 0;
+    w->finished = false;
+    return hfs_writer_rewind(w, blocks, err);
+}
+
 /* ---- commit ---- */
 
 static int rename_new(struct hfs_writer *w)

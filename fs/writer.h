@@ -73,6 +73,9 @@ int hfs_writer_meta(struct hfs_writer *w, const char *key, const char *value,
 int hfs_writer_finish(struct hfs_writer *w, uint64_t *image_size, struct hfs_error *err);
 /* After finish: the digest of the image. */
 void hfs_writer_digest(const struct hfs_writer *w, struct hfs_hash *out);
+/* Takes back a finish, and blocks from number `blocks` on; all codes, segments, inodes, entries,
+ * tensors and META are forgotten and have to be added again. */
+int hfs_writer_reopen(struct hfs_writer *w, uint64_t blocks, struct hfs_error *err);
 /* Renames onto the target, syncs the directory, frees the writer (also on error). */
 int hfs_writer_commit(struct hfs_writer *w, struct hfs_error *err);
 

@@ -12,6 +12,7 @@
 
 #include "fs/ui.h"
 #include "mkhyperfs/pipeline.h"
+#include "mkhyperfs/target.h"
 
 /* How far the SQNR of a tensor, in dB, may lie from what was asked for. A tensor outside of
  * [-NEAR_BELOW, +NEAR_ABOVE] is coded again, TRIES times in all; one that is then below
@@ -51,8 +52,12 @@ struct encode {
     struct hfs_writer *writer;
     struct hfs_error *err;
     struct mk_pipeline *pipeline;
+    struct mk_target *target; /* or NULL */
     struct task *tasks;
+    size_t first; /* number of the first task in the target's list */
     size_t ntasks;
+    size_t finished; /* tasks before it stay as they are */
+    size_t steered;  /* the last stop of the target that was passed */
 
     /* The producer's place. */
     size_t task;
@@ -151,16 +156,25 @@ static int fill_slot(struct encode *e, struct slot *s, struct task *t, uint64_t 
     return mk_file_read(it->file, e->fd, s->raw, s->raw_len, it->offset + at, e->err);
 }
 
-static uint64_t blocks_of(const struct mk_item *it)
+/* Whether the producer has to wait at a stop of the target until all tasks before it are finished;
+ * if they are, the tasks from there on get new codes. */
+static bool waits(struct encode *e)
 {
-    return (it->length - 1) / hc_code_block_bytes(&it->code) + 1;
+    size_t next = e->first + e->task;
+    if (!e->target || e->block > 0 || next <= e->steered || !mk_target_is_stop(e->target, next))
+        return false;
+    if (e->finished < e->task)
+        return true;
+    mk_target_steer(e->target, next);
+    e->steered = next;
+    return false;
 }
 
 /* Puts blocks into the pipeline until it is full or nothing is left. */
 static int produce(struct encode *e)
 {
     struct slot *s;
-    while (e->task < e->ntasks && (s = mk_pipeline_free_slot(e->pipeline))) {
+    while (e->task < e->ntasks && !waits(e) && (s = mk_pipeline_free_slot(e->pipeline))) {
         struct task *t = &e->tasks[e->task];
         int r = fill_slot(e, s, t, e->block);
         if (r < 0)
@@ -196,7 +210,7 @@ static int again(struct encode *e, struct task *t, struct hc_code code)
     it->code = code;
     memset(&it->stats, 0, sizeof it->stats);
     t->tries++;
-    t->blocks = blocks_of(it);
+    t->blocks = mk_item_blocks(it);
     t->written = t->bytes = 0;
     return hfs_writer_rewind(e->writer, it->first_block, e->err);
 }
@@ -211,11 +225,13 @@ static int accept_item(struct encode *e, struct task *t)
     it->sqnr_db = mk_item_is_lossy(it) ? hc_sqnr_db(&it->stats) : INFINITY;
     drop_encoder(t);
     if (mk_item_is_lossy(it))
-        ui_verbose("%s: %s: %.2f dB, %.2f bits a weight, %llu of %llu weights exact",
-                   it->file->shown, tensor_name(name, it), it->sqnr_db,
-                   8 * (double)it->stored / (double)it->tensor->elements,
-                   (unsigned long long)it->stats.exact, (unsigned long long)it->tensor->elements);
-    return hfs_writer_code(e->writer, &it->code, &it->code_number, e->err);
+        ui_verbose(
+            "%s: %s: %.2f dB, %.2f bits a weight, largest error %.3g, %llu of %llu weights exact",
+            it->file->shown, tensor_name(name, it), it->sqnr_db,
+            8 * (double)it->stored / (double)it->tensor->elements, it->stats.max_error,
+            (unsigned long long)it->stats.exact, (unsigned long long)it->tensor->elements);
+    e->finished++;
+    return 0;
 }
 
 static int keep_exactly(struct encode *e, struct task *t)
@@ -282,6 +298,26 @@ static int consume(struct encode *e, struct slot *s)
 
 /* ---- the whole ---- */
 
+static void add_task(struct encode *e, struct mk_item *it)
+{
+    memset(&it->stats, 0, sizeof it->stats);
+    e->tasks[e->ntasks++] = (struct task){.item = it, .blocks = mk_item_blocks(it)};
+    e->total += it->length;
+}
+
+static int make_target_tasks(struct encode *e, size_t first)
+{
+    size_t n;
+    struct mk_item **items = mk_target_items(e->target, &n);
+    e->tasks = calloc(n - first + 1, sizeof *e->tasks);
+    if (!e->tasks)
+        return hfs_fail(e->err, ENOMEM, "out of memory");
+    e->first = e->steered = first;
+    for (size_t i = first; i < n; i++)
+        add_task(e, items[i]);
+    return 0;
+}
+
 static int make_tasks(struct encode *e, const struct mk_source *src)
 {
     size_t n = 0;
@@ -293,30 +329,34 @@ static int make_tasks(struct encode *e, const struct mk_source *src)
         return hfs_fail(e->err, ENOMEM, "out of memory");
     for (size_t i = 0; i < src->nfiles; i++) {
         struct mk_plan *plan = src->files[i]->plan;
-        for (size_t k = 0; k < plan->nitems && !plan->same; k++) {
-            struct mk_item *it = &plan->items[k];
-            e->tasks[e->ntasks++] = (struct task){.item = it, .blocks = blocks_of(it)};
-            e->total += it->length;
-        }
+        for (size_t k = 0; k < plan->nitems && !plan->same; k++)
+            add_task(e, &plan->items[k]);
     }
     return 0;
 }
 
-/* Once all blocks are there: a segment may end only where its blocks do. */
-static int add_segments(struct encode *e)
+static int add_segment(struct encode *e, struct mk_item *it)
 {
-    for (size_t i = 0; i < e->ntasks; i++) {
-        struct mk_item *it = e->tasks[i].item;
-        struct hfs_segment seg = {.file_offset = it->offset,
-                                  .length = it->length,
-                                  .first_block = it->first_block,
-                                  .code = it->code_number,
-                                  .kind = HFS_SEG_CODED};
-        int r = hfs_writer_segment(e->writer, &seg, &it->segment, e->err);
-        if (r < 0)
-            return r;
+    int r = hfs_writer_code(e->writer, &it->code, &it->code_number, e->err);
+    struct hfs_segment seg = {.file_offset = it->offset,
+                              .length = it->length,
+                              .first_block = it->first_block,
+                              .code = it->code_number,
+                              .kind = HFS_SEG_CODED};
+    return r < 0 ? r : hfs_writer_segment(e->writer, &seg, &it->segment, e->err);
+}
+
+/* Once all blocks are there: a segment may end only where its blocks do. In the order of the files,
+ * whatever that of the blocks is. */
+static int add_segments(struct encode *e, const struct mk_source *src)
+{
+    int r = 0;
+    for (size_t i = 0; i < src->nfiles; i++) {
+        struct mk_plan *plan = src->files[i]->plan;
+        for (size_t k = 0; k < plan->nitems && !plan->same && r == 0; k++)
+            r = add_segment(e, &plan->items[k]);
     }
-    return 0;
+    return r;
 }
 
 static void release_slot(void *arg)
@@ -347,17 +387,17 @@ static int run(struct encode *e)
     return r;
 }
 
-int mk_encode(const struct mk_options *opt, struct mk_source *src, struct hfs_writer *writer,
-              struct hfs_error *err)
+int mk_encode(const struct mk_options *opt, struct mk_source *src, struct mk_target *target,
+              size_t first, struct hfs_writer *writer, struct hfs_error *err)
 {
-    struct encode e = {.opt = opt, .writer = writer, .err = err};
+    struct encode e = {.opt = opt, .target = target, .writer = writer, .err = err};
     pthread_mutex_init(&e.lock, NULL);
     pthread_cond_init(&e.made, NULL);
-    int r = make_tasks(&e, src);
+    int r = target ? make_target_tasks(&e, first) : make_tasks(&e, src);
     if (r == 0)
         r = run(&e);
     if (r == 0)
-        r = add_segments(&e);
+        r = add_segments(&e, src);
     for (size_t i = 0; i < e.ntasks; i++)
         hc_encoder_free(e.tasks[i].encoder);
     free(e.tasks);

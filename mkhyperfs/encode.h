@@ -11,7 +11,7 @@
 #include "fs/writer.h"
 #include "mkhyperfs/plan.h"
 
-int mk_encode(const struct mk_options *opt, struct mk_source *src, struct hfs_writer *writer,
-              struct hfs_error *err);
+int mk_encode(const struct mk_options *opt, struct mk_source *src, struct mk_target *target,
+              size_t first, struct hfs_writer *writer, struct hfs_error *err);
 
 #endif

@@ -10,8 +10,10 @@
 #include "fs/ui.h"
 #include "fs/writer.h"
 #include "mkhyperfs/encode.h"
+#include "mkhyperfs/explain.h"
 #include "mkhyperfs/report.h"
 #include "mkhyperfs/tables.h"
+#include "mkhyperfs/target.h"
 #include "mkhyperfs/verify.h"
 
 /* ---- signals: the temporary file goes, then the program, by the same signal ---- */
@@ -103,16 +105,33 @@ static int check_unchanged(const struct mk_source *src, struct hfs_error *err)
     return r;
 }
 
-static int write_image(const struct mk_options *opt, struct mk_source *src,
-                       struct hfs_writer *writer, struct mk_image *image, struct hfs_error *err)
+/* Everything but the last checks; with a target, from its item number `from` on. */
+static int write_once(const struct mk_options *opt, struct mk_source *src, struct mk_target *target,
+                      size_t from, struct hfs_writer *writer, struct mk_image *image,
+                      struct hfs_error *err)
 {
-    int r = mk_encode(opt, src, writer, err);
+    int r = mk_encode(opt, src, target, from, writer, err);
     if (r == 0)
         r = check_unchanged(src, err);
     if (r == 0)
         r = mk_write_tables(opt, src, writer, err);
-    if (r == 0)
-        r = hfs_writer_finish(writer, &image->bytes, err);
+    return r == 0 ? hfs_writer_finish(writer, &image->bytes, err) : r;
+}
+
+static int write_image(const struct mk_options *opt, struct mk_source *src,
+                       struct mk_target *target, struct hfs_writer *writer, struct mk_image *image,
+                       struct hfs_error *err)
+{
+    size_t from = 0;
+    int r = write_once(opt, src, target, from, writer, image, err);
+    while (r == 0 && target && (r = mk_target_met(target, image->bytes, &from, err)) == 0) {
+        size_t count;
+        uint64_t block = mk_target_items(target, &count)[from]->first_block;
+        r = hfs_writer_reopen(writer, block, err);
+        if (r == 0)
+            r = write_once(opt, src, target, from, writer, image, err);
+    }
+    r = r > 0 ? 0 : r;
     if (r == 0 && opt->verify)
         r = mk_verify(opt, hfs_writer_temp_path(writer), err);
     if (r == 0)
@@ -131,6 +150,7 @@ static int make_image(const struct mk_options *opt, struct mk_source *src, struc
                       struct hfs_error *err)
 {
     struct hfs_writer *writer = NULL;
+    struct mk_target *target = NULL;
     int r = opt->dry_run ? 0 : create(opt, &writer, err);
     if (r == -EEXIST && !opt->force) {
         struct hfs_error first = *err;
@@ -138,9 +158,10 @@ static int make_image(const struct mk_options *opt, struct mk_source *src, struc
         hfs_fail(err, EEXIST, "%s (-f)", first.text);
     }
     if (r == 0)
-        r = mk_plan_make(opt, src, err);
+        r = mk_plan_make(opt, src, &target, err);
     if (r == 0 && writer)
-        r = write_image(opt, src, writer, image, err);
+        r = write_image(opt, src, target, writer, image, err);
+    mk_target_free(target);
     if (writer) {
         int settled = settle(writer, r == 0, err);
         r = r == 0 ? settled : r;
@@ -148,11 +169,28 @@ static int make_image(const struct mk_options *opt, struct mk_source *src, struc
     return r;
 }
 
+/* --explain without a source. */
+static int explain(const struct mk_options *opt, struct hfs_error *err)
+{
+    if (opt->json) {
+        fputs("{\n", stdout);
+        mk_explain_rules_json(stdout);
+        fputs("  \"version\": \"" HYPERFS_VERSION "\"\n}\n", stdout);
+    } else {
+        mk_explain_rules(stdout);
+    }
+    return fflush(stdout) == 0
+               ? 0
+               : hfs_fail(err, errno, "the rules cannot be written: %s", strerror(errno));
+}
+
 static int run(const struct mk_options *opt, struct hfs_error *err)
 {
     double start = ui_now();
     struct mk_source *src = NULL;
     struct mk_image image = {0};
+    if (!opt->source)
+        return explain(opt, err);
     int r = mk_source_read(opt, &src, err);
     if (r < 0)
         return r;

@@ -10,6 +10,8 @@
 
 #include "fs/ui.h"
 
+/* The common level of each, in dB: the mean over all weights; how a tensor differs from it,
+ * sensitivity.c says. */
 static const struct {
     const char *name;
     double db;
@@ -24,20 +26,28 @@ static const struct {
     {"best", 10, 10},
 };
 
-enum { DEFAULT_PRESET = 1 };
+enum { DEFAULT_PRESET = 1, PRESETS = sizeof presets / sizeof *presets };
 
 static const char help[] =
     "Usage: mkhyperfs [OPTION]... SOURCE IMAGE\n"
+    "       mkhyperfs --explain [OPTION]... [SOURCE [IMAGE]]\n"
     "Stores a directory, or one .safetensors file, as a hyperfs image: float weights by a\n"
     "trajectory code with loss, everything else bit for bit.\n"
     "\n"
     "Quality\n"
-    "  --quality=PRESET|DB    high (35 dB), good (29 dB, the default), small (23 dB), tiny (19 "
-    "dB)\n"
-    "                         or a signal-to-noise ratio of every tensor, 10 to 40 dB\n"
+    "  --quality=PRESET|DB    high, good (the default), small or tiny; or a signal-to-noise "
+    "ratio,\n"
+    "                         the same in every tensor, 10 to 40 dB\n"
+    "  --bits=B               at most B bits a weight on average, e.g. 4.5\n"
+    "  --ratio=R              an image at least R times smaller than SOURCE, e.g. 3.5\n"
+    "  --target-size=SIZE     an image of at most that size, e.g. 3.5G\n"
     "  --lossless             keep every bit of every tensor\n"
     "  --rule=GLOB=DB         another quality for the tensors whose names match;\n"
     "  --rule=GLOB=lossless   repeatable, the last match wins\n"
+    "  --rule=GLOB=+DB        so much better (+) or worse (-) than they would have been\n"
+    "  --allocation=rules|flat  tensors that need it more exact than others (the default except\n"
+    "                         with --quality=DB), or all alike\n"
+    "  --explain              show the rules, and what they mean for each tensor of SOURCE\n"
     "  --effort=EFFORT        fast, default or best: smaller images take longer to make (reading\n"
     "                         them does not); or the memory of the trellis, 0 to 10 bits\n"
     "\n"
@@ -65,6 +75,11 @@ static const char help[] =
 enum {
     OPT_QUALITY = 256,
     OPT_LOSSLESS,
+    OPT_BITS,
+    OPT_RATIO,
+    OPT_TARGET_SIZE,
+    OPT_ALLOCATION,
+    OPT_EXPLAIN,
     OPT_RULE,
     OPT_EFFORT,
     OPT_EXCLUDE,
@@ -82,6 +97,11 @@ static const char shortopts[] = ":fhnj:qv";
 static const struct option longopts[] = {
     {"quality", required_argument, NULL, OPT_QUALITY},
     {"lossless", no_argument, NULL, OPT_LOSSLESS},
+    {"bits", required_argument, NULL, OPT_BITS},
+    {"ratio", required_argument, NULL, OPT_RATIO},
+    {"target-size", required_argument, NULL, OPT_TARGET_SIZE},
+    {"allocation", required_argument, NULL, OPT_ALLOCATION},
+    {"explain", no_argument, NULL, OPT_EXPLAIN},
     {"rule", required_argument, NULL, OPT_RULE},
     {"effort", required_argument, NULL, OPT_EFFORT},
     {"exclude", required_argument, NULL, OPT_EXCLUDE},
@@ -102,14 +122,38 @@ static const struct option longopts[] = {
     {NULL, 0, NULL, 0},
 };
 
+/* A number within bounds, both included, and what stands behind it. */
+static bool parse_number(const char *text, double least, double most, double *out, char **end)
+{
+    double value = strtod(text, end);
+    if (*end == text || !(value >= least && value <= most))
+        return false;
+    *out = value;
+    return true;
+}
+
 static bool parse_db(const char *text, double *db)
 {
     char *end;
-    double value = strtod(text, &end);
-    if (end == text || *end || !(value >= HC_MIN_DB && value <= HC_MAX_DB))
+    return parse_number(text, HC_MIN_DB, HC_MAX_DB, db, &end) && !*end;
+}
+
+/* "3.5G", "900 MB", "2GiB": decimal units, or binary ones with an i. */
+static bool parse_size(const char *text, double *bytes)
+{
+    static const char units[] = "kMGTP";
+    char *end;
+    if (!parse_number(text, 0, 1e18, bytes, &end))
         return false;
-    *db = value;
-    return true;
+    end += *end == ' ';
+    const char *unit = *end ? strchr(units, *end == 'K' ? 'k' : *end) : NULL;
+    if (unit) {
+        end++;
+        *bytes *= pow(*end == 'i' ? 1024 : 1000, (double)(unit - units + 1));
+        end += *end == 'i';
+    }
+    end += *end == 'B';
+    return !*end && *bytes >= 1 && *bytes <= 1e18;
 }
 
 static bool parse_unsigned(const char *text, unsigned least, unsigned most, unsigned *out)
@@ -137,16 +181,57 @@ static bool parse_seconds(const char *text, int64_t *out)
 
 static int parse_quality(struct mk_options *opt, const char *text)
 {
-    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++)
+    for (size_t i = 0; i < PRESETS; i++)
         if (strcmp(text, presets[i].name) == 0) {
             opt->db = presets[i].db;
+            opt->preset = true;
             return 0;
         }
+    opt->preset = false;
     if (parse_db(text, &opt->db))
         return 0;
     return ui_usage_error("--quality takes high, good, small, tiny or a number of decibels from "
                           "%d to %d, not '%s'; --lossless keeps every bit",
                           HC_MIN_DB, HC_MAX_DB, text);
+}
+
+static int parse_goal(struct mk_options *opt, int c, const char *text)
+{
+    char *end;
+    bool good;
+    enum mk_goal goal = c == OPT_BITS    ? MK_GOAL_BITS
+                        : c == OPT_RATIO ? MK_GOAL_RATIO
+                                         : MK_GOAL_SIZE;
+    if (opt->goal != MK_GOAL_LEVEL && opt->goal != goal)
+        return ui_usage_error("--bits, --ratio and --target-size exclude each other");
+    opt->goal = goal;
+    opt->goal_text = text;
+    if (goal == MK_GOAL_SIZE)
+        good = parse_size(text, &opt->goal_value);
+    else
+        good = parse_number(text, 0.01, 1000, &opt->goal_value, &end) && !*end;
+    if (good)
+        return 0;
+    if (goal == MK_GOAL_BITS)
+        return ui_usage_error("--bits takes a number of bits a weight, such as 4.5, not '%s'",
+                              text);
+    if (goal == MK_GOAL_RATIO)
+        return ui_usage_error("--ratio takes how many times smaller the image shall be, such as "
+                              "3.5, not '%s'",
+                              text);
+    return ui_usage_error(
+        "--target-size takes a number of bytes, or one with k, M, G or T (Ki, Mi, "
+        "Gi or Ti for powers of 1024), such as 3.5G, not '%s'",
+        text);
+}
+
+static int parse_allocation(struct mk_options *opt, const char *text)
+{
+    opt->flat = strcmp(text, "flat") == 0;
+    opt->allocation = text;
+    if (opt->flat || strcmp(text, "rules") == 0)
+        return 0;
+    return ui_usage_error("--allocation takes rules or flat, not '%s'", text);
 }
 
 static int parse_effort(struct mk_options *opt, const char *text)
@@ -165,17 +250,25 @@ static int parse_effort(struct mk_options *opt, const char *text)
                           HC_MAX_NU, text);
 }
 
+static bool parse_rule(struct mk_rule *rule, const char *text)
+{
+    char *end;
+    rule->lossless = strcmp(text, "lossless") == 0;
+    rule->relative = *text == '+' || *text == '-';
+    if (rule->relative)
+        return parse_number(text, -MK_MAX_OFFSET, MK_MAX_OFFSET, &rule->db, &end) && !*end;
+    return rule->lossless || parse_db(text, &rule->db);
+}
+
 /* Splits at the last '=', so that a glob may contain one. */
 static int add_rule(struct mk_options *opt, const char *text)
 {
     const char *equals = strrchr(text, '=');
     struct mk_rule rule = {.text = text};
-    if (equals)
-        rule.lossless = strcmp(equals + 1, "lossless") == 0;
-    if (!equals || equals == text || (!rule.lossless && !parse_db(equals + 1, &rule.db)))
-        return ui_usage_error("--rule takes GLOB=DB with a number from %d to %d, or "
-                              "GLOB=lossless, not '%s'",
-                              HC_MIN_DB, HC_MAX_DB, text);
+    if (!equals || equals == text || !parse_rule(&rule, equals + 1))
+        return ui_usage_error("--rule takes GLOB=DB with a number from %d to %d, GLOB=+DB or "
+                              "GLOB=-DB with one up to %d, or GLOB=lossless, not '%s'",
+                              HC_MIN_DB, HC_MAX_DB, MK_MAX_OFFSET, text);
     struct mk_rule *more = realloc(opt->rules, (opt->nrules + 1) * sizeof *more);
     if (!more)
         return -ENOMEM;
@@ -233,6 +326,12 @@ static int parse_value(struct mk_options *opt, int c, const char *text)
         return parse_quality(opt, text);
     case OPT_RULE:
         return add_rule(opt, text);
+    case OPT_BITS:
+    case OPT_RATIO:
+    case OPT_TARGET_SIZE:
+        return parse_goal(opt, c, text);
+    case OPT_ALLOCATION:
+        return parse_allocation(opt, text);
     case OPT_EXCLUDE:
         return add_exclude(opt, text);
     case OPT_MTIME:
@@ -267,6 +366,9 @@ static int parse_flag(struct mk_options *opt, int c)
     case OPT_LOSSLESS:
         opt->lossless = true;
         return 0;
+    case OPT_EXPLAIN:
+        opt->explain = true;
+        return 0;
     case OPT_KEEP_BROKEN:
         opt->keep_broken = true;
         return 0;
@@ -300,15 +402,23 @@ static unsigned cores(void)
 /* What only makes sense together, and what the environment says. */
 static int check(struct mk_options *opt)
 {
-    if (opt->lossless && opt->quality)
-        return ui_usage_error("--lossless and --quality exclude each other");
+    if ((opt->lossless != 0) + (opt->quality != NULL) + (opt->goal != MK_GOAL_LEVEL) > 1)
+        return ui_usage_error(
+            "--quality, --bits, --ratio, --target-size and --lossless exclude each "
+            "other");
+    if (opt->quality && !opt->preset && opt->allocation && !opt->flat)
+        return ui_usage_error(
+            "--quality=%s is one quality for every tensor: --allocation=rules goes "
+            "with presets, --bits, --ratio and --target-size",
+            opt->quality);
+    opt->flat |= opt->quality && !opt->preset;
     if (opt->quiet && opt->verbose)
         return ui_usage_error("-q and -v exclude each other");
     for (size_t i = 0; opt->lossless && i < opt->nrules; i++)
         if (!opt->rules[i].lossless)
             return ui_usage_error("--lossless keeps every bit, but --rule %s does not",
                                   opt->rules[i].text);
-    if (!opt->quality)
+    if (!opt->quality && opt->goal == MK_GOAL_LEVEL)
         opt->quality = presets[DEFAULT_PRESET].name;
     const char *epoch = getenv("SOURCE_DATE_EPOCH");
     if (epoch && *epoch && !opt->set_mtime) {
@@ -322,8 +432,11 @@ static int check(struct mk_options *opt)
 /* SOURCE and IMAGE, and nothing behind them. */
 static int operands(struct mk_options *opt, int count, char **argv)
 {
+    if (count < 1 && opt->explain)
+        return 0;
     if (count < 1)
         return ui_usage_error("SOURCE is missing");
+    opt->dry_run |= opt->explain && count == 1;
     if (count < 2 && !opt->dry_run)
         return ui_usage_error("IMAGE, the file to write, is missing");
     if (count > 2)
@@ -379,4 +492,12 @@ void mk_options_free(struct mk_options *opt)
     for (size_t i = 0; i < opt->nexcludes; i++)
         free(opt->excludes[i]);
     free(opt->excludes);
+}
+
+const char *mk_preset(size_t i, double *db)
+{
+    if (i >= PRESETS)
+        return NULL;
+    *db = presets[i].db;
+    return presets[i].name;
 }

@@ -14,20 +14,37 @@
 
 enum { MK_MAX_JOBS = 1024 };
 
-/* --rule 'GLOB=DB|lossless' */
+/* --rule 'GLOB=DB|+DB|-DB|lossless' */
 struct mk_rule {
     char *glob; /* of tensor names, fnmatch(3) */
     bool lossless;
+    bool relative;    /* db is added to what the tensor would have had */
     double db;        /* unless lossless */
     const char *text; /* as given */
 };
+enum { MK_MAX_OFFSET = 30 }; /* dB, of a relative rule */
+
+/* What the common level of quality is chosen for. */
+enum mk_goal {
+    MK_GOAL_LEVEL, /* it is given: --quality */
+    MK_GOAL_BITS,  /* of a weight, on average: --bits */
+    MK_GOAL_RATIO, /* of the source's size to the image's: --ratio */
+    MK_GOAL_SIZE   /* of the image, bytes: --target-size */
+};
 
 struct mk_options {
-    const char *source, *image; /* image: NULL only with dry_run */
+    const char *source, *image; /* image: NULL only with dry_run; both with explain */
     bool quiet, verbose, force, dry_run, json;
-    bool lossless;         /* --lossless: no tensor with loss */
-    const char *quality;   /* as given, or the default preset */
-    double db;             /* what quality means */
+    bool lossless;          /* --lossless: no tensor with loss */
+    const char *quality;    /* as given, or the default preset; NULL with another goal */
+    double db;              /* common level of quality; of another goal, a first guess */
+    bool preset;            /* quality is the name of one */
+    const char *allocation; /* as given, or NULL */
+    bool flat;              /* no offsets between tensors (sensitivity.h) */
+    enum mk_goal goal;
+    double goal_value;     /* unless MK_GOAL_LEVEL */
+    const char *goal_text; /* the same as it was given: "--bits=4.5" */
+    bool explain;
     unsigned nu, nu_small; /* memory of the trellis, bits; in small tensors */
     struct mk_rule *rules;
     size_t nrules;
@@ -45,5 +62,8 @@ struct mk_options {
  * (--help, --version), -ENOMEM. */
 int mk_options_parse(struct mk_options *opt, int argc, char **argv);
 void mk_options_free(struct mk_options *opt);
+
+/* Name and common level of preset number i; NULL behind the last. */
+const char *mk_preset(size_t i, double *db);
 
 #endif

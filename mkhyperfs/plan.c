@@ -1,11 +1,14 @@
 #include "mkhyperfs/plan.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "fs/format.h"
 #include "fs/ui.h"
+#include "mkhyperfs/target.h"
 
 /* ---- headers ---- */
 
@@ -78,6 +81,19 @@ static int make_items(struct mk_file *f, struct hfs_error *err)
     return 0;
 }
 
+/* Whether there is a config.json in the directory of root/path. */
+static bool beside_config(const char *root, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *config;
+    if (asprintf(&config, "%s/%.*sconfig.json", root, slash ? (int)(slash + 1 - path) : 0, path) <
+        0)
+        return false;
+    bool there = access(config, F_OK) == 0;
+    free(config);
+    return there;
+}
+
 /* A file is known by several names in a Hugging Face cache; any of them can tell. */
 static int place_of(const struct mk_source *src, const struct mk_file *f, struct mk_place *place,
                     struct hfs_error *err)
@@ -85,6 +101,8 @@ static int place_of(const struct mk_source *src, const struct mk_file *f, struct
     *place = (struct mk_place){.path = f->names[0]};
     for (size_t i = 0; i < f->nnames && !place->kept; i++) {
         int r = mk_policy_file(src->root, f->names[i], &place->kept);
+        if (r == 0 && !place->model && beside_config(src->root, f->names[i]))
+            place->model = f->names[i];
         if (r < 0)
             return hfs_fail(err, -r, "out of memory");
     }
@@ -104,6 +122,39 @@ static int decide(struct mk_policy *policy, const struct mk_source *src, struct 
     return r;
 }
 
+/* Takes the mean offset, over all weights, off the level, so that the level is the mean SQNR, and
+ * the size of a preset hardly depends on the model. */
+static void balance(const struct mk_options *opt, struct mk_source *src)
+{
+    double sum = 0, weights = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t i = 0; i < src->nfiles; i++)
+            for (size_t k = 0; k < src->files[i]->plan->nitems; k++) {
+                struct mk_item *it = &src->files[i]->plan->items[k];
+                if (!it->decision.lossy || it->decision.fixed)
+                    continue;
+                if (pass == 0) {
+                    weights += (double)it->tensor->elements;
+                    sum += (double)it->tensor->elements * it->decision.allocated;
+                } else {
+                    it->decision.offset -= sum / weights;
+                    mk_decision_level(&it->decision, opt->db);
+                }
+            }
+    src->mean_offset = weights > 0 ? sum / weights : 0;
+}
+
+static int note(struct mk_policy *policy, const struct mk_source *src, const struct mk_file *f)
+{
+    int r = 0;
+    for (size_t i = 0; i < f->nnames && r == 0; i++) {
+        r = mk_policy_note(policy, f->names[i], &f->plan->header);
+        if (r == 0)
+            r = mk_policy_config(policy, src->root, f->names[i]);
+    }
+    return r;
+}
+
 static int decide_all(const struct mk_options *opt, struct mk_source *src, struct hfs_error *err)
 {
     struct mk_policy *policy;
@@ -112,7 +163,7 @@ static int decide_all(const struct mk_options *opt, struct mk_source *src, struc
     int r = 0;
     for (size_t i = 0; i < src->nfiles && r == 0; i++) {
         const struct mk_file *f = src->files[i];
-        if (f->plan->safetensors && mk_policy_note(policy, f->names[0], &f->plan->header) < 0)
+        if (f->plan->safetensors && note(policy, src, f) < 0)
             r = hfs_fail(err, ENOMEM, "out of memory");
     }
     for (size_t i = 0; i < src->nfiles && r == 0; i++) {
@@ -120,6 +171,8 @@ static int decide_all(const struct mk_options *opt, struct mk_source *src, struc
         if (r == 0 && src->files[i]->plan->safetensors)
             r = decide(policy, src, src->files[i], err);
     }
+    if (r == 0)
+        balance(opt, src);
     if (r == 0)
         mk_policy_report(policy);
     mk_policy_free(policy);
@@ -136,15 +189,27 @@ static void say_why(const struct mk_item *it)
             it->decision.why);
 }
 
-int mk_plan_make(const struct mk_options *opt, struct mk_source *src, struct hfs_error *err)
+uint64_t mk_item_overhead(const struct mk_item *it)
+{
+    uint8_t body[HC_CODE_RECORD_MAX];
+    return mk_item_blocks(it) * sizeof(struct hfs_disk_block) + sizeof(struct hfs_disk_segment) +
+           sizeof(struct hfs_disk_tensor) + 8 * (uint64_t)it->tensor->rank +
+           strlen(it->tensor->name) + sizeof(struct hfs_disk_record) +
+           hc_code_store(&it->code, body);
+}
+
+int mk_plan_make(const struct mk_options *opt, struct mk_source *src, struct mk_target **target,
+                 struct hfs_error *err)
 {
     int r = read_headers(opt, src, err);
+    *target = NULL;
     if (r == 0)
         r = decide_all(opt, src, err);
     if (r == 0)
         r = mk_find_same(src, err);
     if (r == 0)
-        r = mk_choose_codes(opt, src, err);
+        r = opt->goal == MK_GOAL_LEVEL ? mk_choose_codes(opt, src, err)
+                                       : mk_target_plan(opt, src, target, err);
     for (size_t i = 0; r == 0 && i < src->nfiles; i++) {
         const struct mk_plan *plan = src->files[i]->plan;
         if (plan->same)
@@ -161,6 +226,8 @@ void mk_plan_free(struct mk_source *src)
         struct mk_plan *plan = src->files[i]->plan;
         if (plan) {
             st_free(&plan->header);
+            for (size_t k = 0; k < plan->nitems; k++)
+                mk_forecast_free(plan->items[k].forecast);
             free(plan->items);
             free(plan);
         }

@@ -1,23 +1,23 @@
 #include "mkhyperfs/policy.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <fnmatch.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fs/ui.h"
+#include "mkhyperfs/config.h"
+#include "mkhyperfs/sensitivity.h"
 
 #define HASH_NONFATAL_OOM 1
 #define uthash_nonfatal_oom(element) ((element)->failed = true)
 #include <uthash.h>
 
-/* Names of tensors that are no weights. "mask_decoder.layers.0.weight" is one, so a mask's name has
- * to end as such. */
+/* Names of tensors that are no weights, or few of them that count. "mask_decoder.layers.0.weight"
+ * is one, so a mask's name has to end as such. */
 static const struct {
     const char *glob, *why;
 } by_tensor_name[] = {
@@ -31,6 +31,8 @@ static const struct {
     {"*.mask", "a mask"},
     {"*_mask", "a mask"},
     {"*.causal_bias", "a mask"},
+    {"*.bias", "a bias"},
+    {"*_bias", "a bias"},
 };
 
 /* Names of files that hold no weights. */
@@ -55,8 +57,6 @@ static const struct {
 };
 #define COUNT(table) (sizeof(table) / sizeof *(table))
 
-enum { MAX_CONFIG = 16 << 20 }; /* bytes of a config.json that is read */
-
 /* The integer and FP8 tensors of one module in one directory. */
 struct module {
     bool failed;
@@ -73,6 +73,7 @@ struct rule_use {
 struct mk_policy {
     const struct mk_options *opt;
     struct module *modules;
+    struct mk_roles *roles;
     struct rule_use *uses;
 };
 
@@ -83,8 +84,8 @@ int mk_policy_new(const struct mk_options *opt, struct mk_policy **out)
         return -ENOMEM;
     p->opt = opt;
     p->uses = calloc(opt->nrules + 1, sizeof *p->uses);
-    if (!p->uses) {
-        free(p);
+    if (!p->uses || mk_roles_new(&p->roles) < 0) {
+        mk_policy_free(p);
         return -ENOMEM;
     }
     *out = p;
@@ -101,6 +102,7 @@ void mk_policy_free(struct mk_policy *p)
         HASH_DEL(p->modules, m);
         free(m);
     }
+    mk_roles_free(p->roles);
     free(p->uses);
     free(p);
 }
@@ -167,7 +169,12 @@ int mk_policy_note(struct mk_policy *p, const char *path, const struct st_header
         if (t->elements > m->elements)
             m->elements = t->elements;
     }
-    return 0;
+    return mk_roles_note(p->roles, path, h);
+}
+
+int mk_policy_config(struct mk_policy *p, const char *root, const char *path)
+{
+    return mk_roles_config(p->roles, root, path);
 }
 
 /* A float tensor beside packed weights holds their scales, zero points or the like. It is always
@@ -203,20 +210,6 @@ static bool says_quantised(const json_t *top, const char *key)
     return false;
 }
 
-/* A small file's JSON, or NULL. */
-static json_t *load_config(const char *path)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return NULL;
-    struct stat st;
-    json_t *top = NULL;
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= MAX_CONFIG)
-        top = json_loadfd(fd, 0, NULL);
-    close(fd);
-    return top;
-}
-
 /* Whether a file of the table in the directory (ends with '/', dir_len bytes) says so. */
 static int by_directory(const char *dir, size_t dir_len, const char **why)
 {
@@ -224,7 +217,7 @@ static int by_directory(const char *dir, size_t dir_len, const char **why)
         char *path;
         if (asprintf(&path, "%.*s%s", (int)dir_len, dir, by_config[i].file) < 0)
             return -ENOMEM;
-        json_t *top = by_config[i].key ? load_config(path) : NULL;
+        json_t *top = by_config[i].key ? mk_config_load(path) : NULL;
         if (by_config[i].key ? says_quantised(top, by_config[i].key) : access(path, F_OK) == 0)
             *why = by_config[i].why;
         json_decref(top);
@@ -264,9 +257,9 @@ static const char *not_eligible(const struct st_tensor *t)
 
 /* Why the tables keep a tensor, or NULL. */
 static int by_tables(const struct mk_policy *p, const struct mk_place *place,
-                     const struct st_tensor *t, const char **why)
+                     const struct st_tensor *t, const struct mk_role *role, const char **why)
 {
-    *why = place->kept;
+    *why = place->kept ? place->kept : mk_kept_kind(role->kind);
     for (size_t i = 0; i < COUNT(by_tensor_name) && !*why; i++)
         if (fnmatch(by_tensor_name[i].glob, t->name, 0) == 0)
             *why = by_tensor_name[i].why;
@@ -279,39 +272,50 @@ static int by_tables(const struct mk_policy *p, const struct mk_place *place,
     return r;
 }
 
-/* The last rule that matches, or NULL; counts it as used. */
-static const struct mk_rule *by_rule(struct mk_policy *p, const struct st_tensor *t, bool eligible)
+/* Applies the rules that match, in their order, and counts them as used: one with a number stands
+ * above the tables, an offset changes what was decided before it. */
+static void apply_rules(struct mk_policy *p, const struct st_tensor *t, struct mk_decision *d)
 {
-    const struct mk_rule *found = NULL;
     for (size_t i = 0; i < p->opt->nrules; i++) {
         const struct mk_rule *rule = &p->opt->rules[i];
         if (fnmatch(rule->glob, t->name, 0) != 0)
             continue;
-        found = rule;
         p->uses[i].matched++;
-        p->uses[i].lossy += eligible;
+        p->uses[i].lossy += d->eligible;
+        if (!d->eligible)
+            continue;
+        d->rule = rule;
+        if (rule->relative) {
+            d->offset += rule->db;
+            continue;
+        }
+        d->why = rule->lossless ? "--rule" : NULL;
+        d->fixed = !rule->lossless;
+        d->offset = rule->lossless ? 0 : rule->db;
     }
-    return found;
+}
+
+void mk_decision_level(struct mk_decision *d, double level)
+{
+    double db = d->fixed ? d->offset : level + d->offset;
+    d->db = db < HC_MIN_DB ? HC_MIN_DB : db > HC_MAX_DB ? HC_MAX_DB : db;
 }
 
 int mk_policy_decide(struct mk_policy *p, const struct mk_place *place, const struct st_tensor *t,
                      struct mk_decision *out)
 {
     const char *why = not_eligible(t);
-    const struct mk_rule *rule = by_rule(p, t, !why);
     *out = (struct mk_decision){.eligible = !why, .why = why};
-    if (why)
-        return 0;
-    int r = 0;
-    if (p->opt->lossless)
+    int r = mk_role_of(p->roles, place->model ? place->model : place->path, t, &out->role);
+    if (r == 0 && !why)
+        r = by_tables(p, place, t, &out->role, &out->why);
+    if (!p->opt->flat)
+        out->offset = out->allocated = mk_offset(&out->role, NULL, NULL);
+    apply_rules(p, t, out);
+    if (!why && p->opt->lossless)
         out->why = "--lossless";
-    else if (rule)
-        out->why = rule->lossless ? "--rule" : NULL;
-    else
-        r = by_tables(p, place, t, &out->why);
     out->lossy = !out->why;
-    if (out->lossy)
-        out->db = rule ? rule->db : p->opt->db;
+    mk_decision_level(out, p->opt->db);
     return r;
 }
 

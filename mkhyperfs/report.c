@@ -8,6 +8,8 @@
 
 #include "fs/format.h"
 #include "fs/ui.h"
+#include "mkhyperfs/explain.h"
+#include "mkhyperfs/target.h"
 
 struct summary {
     uint64_t image_bytes;  /* of a dry run: estimated */
@@ -24,16 +26,10 @@ struct summary {
     const struct mk_item *worst;
 };
 
-/* Bytes of the image that a tensor is the cause of: its blocks, their entries in the index,
- * its segment, its record and its code's, before the tables are packed. */
+/* Bytes of the image that a tensor is the cause of. */
 static uint64_t share(const struct mk_options *opt, const struct mk_item *it)
 {
-    uint8_t body[HC_CODE_RECORD_MAX];
-    uint64_t blocks = (it->length - 1) / hc_code_block_bytes(&it->code) + 1;
-    return (opt->dry_run ? it->estimate : it->stored) + blocks * sizeof(struct hfs_disk_block) +
-           sizeof(struct hfs_disk_segment) + sizeof(struct hfs_disk_tensor) +
-           8 * (uint64_t)it->tensor->rank + strlen(it->tensor->name) +
-           sizeof(struct hfs_disk_record) + hc_code_store(&it->code, body);
+    return (opt->dry_run ? it->estimate : it->stored) + mk_item_overhead(it);
 }
 
 static void count_item(const struct mk_options *opt, const struct mk_item *it, struct summary *s)
@@ -82,6 +78,18 @@ static int sum_up(const struct mk_options *opt, const struct mk_source *src, str
     if (s->lossy)
         s->median = (s->sqnr[(s->lossy - 1) / 2] + s->sqnr[s->lossy / 2]) / 2;
     return 0;
+}
+
+/* Of the index, for a dry run. */
+static uint64_t overhead_of_blocks(const struct mk_source *src)
+{
+    uint64_t blocks = 0;
+    for (size_t i = 0; i < src->nfiles; i++) {
+        const struct mk_plan *plan = src->files[i]->plan;
+        for (size_t k = 0; k < plan->nitems && !plan->same; k++)
+            blocks += mk_item_blocks(&plan->items[k]);
+    }
+    return blocks * MK_BLOCK_OVERHEAD;
 }
 
 static double bits_a_weight(const struct summary *s)
@@ -190,6 +198,9 @@ static void print_json(const struct mk_options *opt, const struct mk_source *src
     fprintf(out, "  \"weight_bytes\": %" PRIu64 ",\n", s->weight_bytes);
     fprintf(out, "  \"weight_bytes_stored\": %" PRIu64 ",\n", s->stored);
     json_number(out, "bits_per_weight", s->weights ? bits_a_weight(s) : none);
+    if (opt->explain)
+        mk_explain_rules_json(out);
+    mk_explain_tensors_json(opt, src, out);
     bool measured = s->lossy && !opt->dry_run;
     json_number(out, "sqnr_median_db", measured ? s->median : none);
     json_number(out, "sqnr_worst_db", measured ? s->worst->sqnr_db : none);
@@ -202,13 +213,19 @@ static void print_json(const struct mk_options *opt, const struct mk_source *src
 int mk_report(const struct mk_options *opt, const struct mk_source *src,
               const struct mk_image *image, double seconds, FILE *out)
 {
-    struct summary s = {.image_bytes = opt->dry_run ? 0 : image->bytes};
+    struct summary s = {.image_bytes = opt->dry_run
+                                           ? mk_target_tables(src) + overhead_of_blocks(src)
+                                           : image->bytes};
     if (!opt->dry_run)
         hfs_hash_print(s.digest, &image->digest);
     int r = sum_up(opt, src, &s);
     if (r == 0 && opt->json)
         print_json(opt, src, &s, seconds, out);
-    else if (r == 0 && !opt->quiet)
+    if (r == 0 && !opt->json && opt->explain) {
+        mk_explain_rules(out);
+        mk_explain_tensors(opt, src, out);
+    }
+    if (r == 0 && !opt->json && !opt->quiet)
         print_text(opt, src, &s, seconds, out);
     free(s.sqnr);
     return r;

@@ -71,7 +71,8 @@ static bool equal_plans(const struct mk_plan *a, const struct mk_plan *b)
     for (size_t i = 0; i < a->nitems; i++) {
         const struct mk_item *x = &a->items[i], *y = &b->items[i];
         if (x->offset != y->offset || x->length != y->length ||
-            x->decision.lossy != y->decision.lossy || x->decision.db != y->decision.db)
+            x->decision.lossy != y->decision.lossy || x->decision.fixed != y->decision.fixed ||
+            x->decision.offset != y->decision.offset)
             return false;
     }
     return true;

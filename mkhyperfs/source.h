@@ -58,6 +58,7 @@ struct mk_source {
     size_t nfiles, nnodes, nlinks;
     uint64_t bytes;     /* of all files, each inode once */
     size_t skipped;     /* special files left out */
+    double mean_offset; /* dB, of the tensors that may lose something; set by the plan */
     bool *exclude_used; /* for each --exclude, whether it left something out */
 };
 

@@ -155,16 +155,22 @@ static int meta(struct tables *t, const char *key, const char *value)
 /* What the image's bytes depend on besides the source. */
 static int add_meta(struct tables *t)
 {
+    static const char *const goals[] = {
+        [MK_GOAL_BITS] = "bits", [MK_GOAL_RATIO] = "ratio", [MK_GOAL_SIZE] = "target_size"};
     const struct mk_options *opt = t->opt;
     char number[32];
     int r = meta(t, "writer", "hyperfs " HYPERFS_VERSION);
     if (r == 0)
         r = meta(t, "zstd", ZSTD_versionString());
-    if (r == 0)
+    if (r == 0 && opt->goal == MK_GOAL_LEVEL)
         r = meta(t, "quality", opt->lossless ? "lossless" : opt->quality);
+    else if (r == 0)
+        r = meta(t, goals[opt->goal], opt->goal_text);
     snprintf(number, sizeof number, "%g", opt->db);
-    if (r == 0 && !opt->lossless)
+    if (r == 0 && opt->goal == MK_GOAL_LEVEL && !opt->lossless)
         r = meta(t, "sqnr", number);
+    if (r == 0 && !opt->lossless)
+        r = meta(t, "allocation", opt->flat ? "flat" : "rules");
     snprintf(number, sizeof number, "%u %u", opt->nu, opt->nu_small);
     if (r == 0 && !opt->lossless)
         r = meta(t, "nu", number);

@@ -22,7 +22,7 @@ def source_files(root):
 
 
 def test_summary_adds_up(tools, demo_model, image_of):
-    image = image_of(demo_model, "--quality", "small")
+    image = image_of(demo_model, "--quality", "23")
     document = dump(tools, image)
     assert document["image_bytes"] == image.stat().st_size
     assert document["regular_files"] == len(source_files(demo_model))

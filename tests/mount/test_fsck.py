@@ -65,7 +65,7 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image(tree, image_of):
-    return image_of(tree, "--quality", "small")
+    return image_of(tree, "--quality", "23")
 
 
 @pytest.fixture

@@ -333,7 +333,7 @@ def test_attributes_of_a_lossless_image(source, image, mnt):
 
 
 def test_attributes_of_a_lossy_image(demo_model, image_of, tools):
-    image = image_of(demo_model, "--quality", "small")
+    image = image_of(demo_model, "--quality", "23")
     worst = json.loads(run([tools.dump, "--json", image]).stdout)["sqnr_worst_db"]
     with mounted(image) as point:
         got = attributes(point / "model.safetensors")

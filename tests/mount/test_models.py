@@ -92,8 +92,8 @@ def test_the_loss_is_what_the_image_states_and_nothing_else_changes(model, image
                 assert error <= promise["max_error"] * (1 + 1e-6), tensor
 
 
-def test_quality_small_keeps_its_word(model, image_of, tools):
-    image = image_of(model, "--quality", "small")
+def test_quality_23_keeps_its_word(model, image_of, tools):
+    image = image_of(model, "--quality", "23")
     measured = {}
     with mounted(image) as mnt:
         for path in safetensors_files(model):

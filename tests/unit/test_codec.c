@@ -629,6 +629,111 @@ static struct hc_code chosen(enum hc_dtype t, const uint8_t *raw, size_t n, doub
     return code;
 }
 
+/* ---- forecasts ---- */
+
+/* Bits a weight of all blocks, and the SQNR. */
+static double coded_bits(const struct hc_code *code, const uint8_t *raw, size_t n, double *db)
+{
+    struct hc_block_stats sum = {0}, s;
+    struct hc_encoder *e;
+    struct hc_work *w = hc_work_new(hc_isa_best());
+    size_t len = n * elem_size(code->dtype), block = hc_code_block_bytes(code), bytes = 0, size;
+    uint8_t *out = malloc(hc_code_bound(code, block));
+    assert_int_equal(hc_encoder_new(code, &e), 0);
+    for (size_t at = 0; at < len; at += block) {
+        size_t part = len - at < block ? len - at : block;
+        assert_int_equal(hc_encode(e, w, raw + at, part, out, &size, NULL, &s), 0);
+        hc_block_stats_add(&sum, &s);
+        bytes += size;
+    }
+    *db = hc_sqnr_db(&sum);
+    hc_encoder_free(e);
+    hc_work_free(w);
+    free(out);
+    return 8 * (double)bytes / (double)n;
+}
+
+/* Gaussian weights, or products of two: with long tails. */
+static uint8_t *mixed(size_t n, bool tails)
+{
+    float *v = malloc(n * sizeof *v);
+    float *a = (float *)weights(HC_F32, n, 1), *b = (float *)weights(HC_F32, n, 1);
+    for (size_t i = 0; i < n; i++)
+        v[i] = tails ? 0.02f * a[i] * b[n - 1 - i] : 0.02f * a[i];
+    free(a);
+    free(b);
+    return (uint8_t *)v;
+}
+
+static void test_forecasts_are_near_what_is_coded(void **unused)
+{
+    (void)unused;
+    enum { N = 1 << 18 };
+    for (int tails = 0; tails < 2; tails++) {
+        uint8_t *raw = mixed(N, tails);
+        struct hc_scan *scan = hc_scan_new(HC_F32);
+        hc_scan_block(scan, raw, N * 4);
+        double offset = 0;
+        for (double db = 12; db <= 40; db += 7) {
+            struct hc_target target = {db, HC_DEFAULT_NU, HC_DEFAULT_NU};
+            struct hc_code code = chosen(HC_F32, raw, 2 * HC_TRAJECTORY_PAIRS, db);
+            double got, bits = coded_bits(&code, raw, N, &got);
+            bits += (db - got) / 6.0206;
+            double miss = hc_predict_bits(scan, &target) - bits;
+            if (fabs(miss) > 0.1)
+                fail_msg("%g dB: forecast %g bits, not %g", db, miss + bits, bits);
+            /* Where it is off, it is off by the same at all qualities. */
+            if (db > 12 && fabs(miss - offset) > 0.05)
+                fail_msg("%g dB: off by %g bits, at 7 dB less by %g", db, miss, offset);
+            offset = miss;
+        }
+        hc_scan_free(scan);
+        free(raw);
+    }
+}
+
+static void test_a_packed_scan_chooses_the_same_code(void **unused)
+{
+    (void)unused;
+    enum { N = 65536 };
+    struct hc_work *w = hc_work_new(hc_isa_best());
+    for (int k = 0; k < 4; k++) {
+        enum hc_dtype t = weight_types[k];
+        uint8_t *raw = weights(t, N, 0.5);
+        memset(raw, 0, N / 50 * elem_size(t));
+        struct hc_scan *scan = hc_scan_new(t);
+        hc_scan_block(scan, raw, N * elem_size(t));
+        struct hc_scan_pack *pack = hc_scan_pack(scan);
+        struct hc_scan *again = hc_scan_unpack(pack);
+        struct hc_target target = {23, 4, 4};
+        size_t len = N / 2 * elem_size(t);
+        struct hc_code a, b;
+        assert_int_equal(hc_choose(scan, &target, w, (const uint8_t *const *)&raw, &len, 1, &a), 0);
+        assert_int_equal(hc_choose(again, &target, w, (const uint8_t *const *)&raw, &len, 1, &b),
+                         0);
+        assert_memory_equal(&a.t, &b.t, sizeof a.t);
+        assert_true(hc_predict_bits(scan, &target) == hc_predict_bits(again, &target));
+        assert_int_equal(hc_scan_elements(again), N);
+        hc_scan_free(scan);
+        hc_scan_free(again);
+        free(pack);
+        free(raw);
+    }
+    hc_work_free(w);
+}
+
+static void test_a_forecast_of_nothing(void **unused)
+{
+    (void)unused;
+    struct hc_scan *scan = hc_scan_new(HC_F32);
+    struct hc_target target = {23, 4, 4};
+    static const uint32_t strange[4] = {0x7f800000, 0x7fc00000, 0, 0};
+    assert_true(isinf(hc_predict_bits(scan, &target)));
+    hc_scan_block(scan, (const uint8_t *)strange, sizeof strange);
+    assert_true(isinf(hc_predict_bits(scan, &target)));
+    hc_scan_free(scan);
+}
+
 static void test_chosen_code_reaches_its_target(void **unused)
 {
     (void)unused;
@@ -875,6 +980,9 @@ int main(void)
         cmocka_unit_test_setup(test_extreme_values, seed),
         cmocka_unit_test_setup(test_lossless_round_trip, seed),
         cmocka_unit_test_setup(test_lossless_sizes, seed),
+        cmocka_unit_test_setup(test_forecasts_are_near_what_is_coded, seed),
+        cmocka_unit_test_setup(test_a_packed_scan_chooses_the_same_code, seed),
+        cmocka_unit_test(test_a_forecast_of_nothing),
         cmocka_unit_test_setup(test_chosen_code_reaches_its_target, seed),
         cmocka_unit_test_setup(test_hopeless_tensors_stay_lossless, seed),
         cmocka_unit_test_setup(test_extreme_tensors, seed),

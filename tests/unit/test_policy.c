@@ -167,14 +167,14 @@ static void test_a_table_of_positions_keeps_no_weight(void **state)
 static void test_the_last_rule_wins(void **state)
 {
     (void)state;
-    struct setting s = {.opt.db = 23};
+    struct setting s = {.opt = {.db = 23, .flat = true}};
     struct model m = {0};
     add_rule(&s, "*.embed*", 35);
     add_rule(&s, "*.weight", 17.5);
     add_rule(&s, "*lm_head*", 0);
     assert_true(decide(&s, &m, add(&m, "model.embed.table", HC_F32, 64, 64)).db == 35);
     assert_true(decide(&s, &m, add(&m, "model.embed.weight", HC_F32, 64, 64)).db == 17.5);
-    assert_true(decide(&s, &m, add(&m, "layers.0.bias", HC_F32, 64, 64)).db == 23);
+    assert_true(decide(&s, &m, add(&m, "layers.0.table", HC_F32, 64, 64)).db == 23);
     struct mk_decision d = decide(&s, &m, add(&m, "lm_head.weight", HC_F32, 64, 64));
     assert_false(d.lossy);
     assert_string_equal(d.why, "--rule");
@@ -195,6 +195,45 @@ static void test_a_rule_with_a_number_overrides_the_tables_but_not_the_dtype(voi
     assert_string_equal(decide_in(&s, &m, t, "m", &quantised).why, "config.json says so");
     assert_false(decide(&s, &m, add(&m, "special.ids", HC_I32, 64, 64)).lossy);
     assert_false(decide(&s, &m, add(&m, "special.tiny", HC_F32, 8, 8)).lossy);
+}
+
+static void test_relative_rules_change_what_stood_before_them(void **state)
+{
+    (void)state;
+    struct setting s = {.opt = {.db = 23, .flat = true}};
+    struct model m = {0};
+    struct mk_rule *r = s.rules;
+    add_rule(&s, "*.exact", 0);
+    add_rule(&s, "*.better*", 30);
+    add_rule(&s, "*", -4);
+    add_rule(&s, "*far*", 30);
+    r[2].relative = r[3].relative = true;
+    assert_true(decide(&s, &m, add(&m, "a.weight", HC_F32, 64, 64)).db == 19);
+    assert_true(decide(&s, &m, add(&m, "a.better", HC_F32, 64, 64)).db == 26);
+    assert_false(decide(&s, &m, add(&m, "a.exact", HC_F32, 64, 64)).lossy);
+    assert_false(decide(&s, &m, add(&m, "a.mask", HC_F32, 64, 64)).lossy);
+    assert_true(decide(&s, &m, add(&m, "a.far", HC_F32, 64, 64)).db == HC_MAX_DB);
+    s.opt.db = 11;
+    assert_true(decide(&s, &m, add(&m, "b.weight", HC_F32, 64, 64)).db == HC_MIN_DB);
+}
+
+static void test_allocation(void **state)
+{
+    (void)state;
+    struct setting s = {.opt.db = 23};
+    struct model m = {0};
+    const struct st_tensor *embedding = add(&m, "model.embed_tokens.weight", HC_F32, 64, 64);
+    add(&m, "model.large.weight", HC_F32, 64, 640);
+    const struct st_tensor *other = add(&m, "model.other.weight", HC_F32, 64, 64);
+    const struct st_tensor *router = add(&m, "model.layers.0.mlp.gate.weight", HC_F32, 8, 1024);
+    assert_true(decide(&s, &m, embedding).db > 23);
+    assert_true(decide(&s, &m, other).db == 23);
+    assert_non_null(strstr(decide(&s, &m, router).why, "router"));
+    assert_string_equal(decide(&s, &m, add(&m, "w.bias", HC_F32, 64, 64)).why, "a bias");
+    s.opt.flat = true;
+    assert_true(decide(&s, &m, embedding).db == 23);
+    add_rule(&s, "*gate*", 30);
+    assert_true(decide(&s, &m, router).db == 30);
 }
 
 static void test_lossless(void **state)
@@ -258,6 +297,8 @@ int main(void)
         cmocka_unit_test(test_a_table_of_positions_keeps_no_weight),
         cmocka_unit_test(test_the_last_rule_wins),
         cmocka_unit_test(test_a_rule_with_a_number_overrides_the_tables_but_not_the_dtype),
+        cmocka_unit_test(test_relative_rules_change_what_stood_before_them),
+        cmocka_unit_test(test_allocation),
         cmocka_unit_test(test_lossless),
         cmocka_unit_test(test_configs_of_quantised_models),
         cmocka_unit_test(test_files_of_optimisers),

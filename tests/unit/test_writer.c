@@ -220,6 +220,40 @@ static void rewind_leaves_no_trace(void **state)
     hfs_writer_abort(w);
 }
 
+/* A finished image that is opened again and finished once more is the same as one made at once. */
+static void reopening_leaves_no_trace(void **state)
+{
+    (void)state;
+    struct hfs_error err = {{0}};
+    size_t len, want_len;
+    build_small(in_dir("a"));
+    uint8_t *want = read_file(in_dir("a"), &want_len);
+    for (unsigned round = 0; round < 2; round++) {
+        struct hfs_writer *w = start(in_dir("again"), true);
+        assert_int_equal(hfs_writer_reopen(w, 0, &err), -EINVAL);
+        write_segments(w);
+        write_tree(w);
+        write_tensors(w);
+        assert_int_equal(hfs_writer_meta(w, "writer", "somebody else, at length", &err), 0);
+        assert_int_equal(hfs_writer_finish(w, NULL, &err), 0);
+        assert_int_equal(hfs_writer_reopen(w, round ? 1 : 0, &err), 0);
+        assert_int_equal(hfs_writer_blocks(w), round ? 1 : 0);
+        assert_int_equal(hfs_writer_rewind(w, 0, &err), 0);
+        write_segments(w);
+        write_tree(w);
+        write_tensors(w);
+        assert_int_equal(hfs_writer_meta(w, "writer", "test", &err), 0);
+        assert_int_equal(hfs_writer_meta(w, "options", "", &err), 0);
+        assert_int_equal(hfs_writer_finish(w, NULL, &err), 0);
+        assert_int_equal(hfs_writer_commit(w, &err), 0);
+        uint8_t *got = read_file(in_dir("again"), &len);
+        assert_int_equal(len, want_len);
+        assert_memory_equal(got, want, len);
+        free(got);
+    }
+    free(want);
+}
+
 static void equal_codes_are_one(void **state)
 {
     (void)state;
@@ -553,6 +587,7 @@ int main(void)
         cmocka_unit_test(names_of_any_length),
         cmocka_unit_test(same_calls_same_bytes),
         cmocka_unit_test(rewind_leaves_no_trace),
+        cmocka_unit_test(reopening_leaves_no_trace),
         cmocka_unit_test(equal_codes_are_one),
         cmocka_unit_test(refuses_names),
         cmocka_unit_test(refuses_trees),
