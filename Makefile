@@ -127,7 +127,7 @@ test-loaders: deps ## torch and transformers against real mounts (downloads torc
 test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
 	@scripts/ports.sh s390x arm64
 	@$(RUN_TESTS) ports
-bench: bench-codec bench-perplexity ## all measurements: tables in bench/results, plots in docs
+bench: bench-codec bench-perplexity bench-imatrix ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
 	@$(MAKE) --no-print-directory all $B/bench/speed $(VENV)/bench.stamp
@@ -135,6 +135,9 @@ bench-codec: deps ## size and speed of the code, with pass or miss beside each l
 bench-perplexity: deps ## what loss does to a model's predictions, beside other formats (torch)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
 	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/perplexity.py
+bench-imatrix: deps ## what an importance matrix is worth (torch)
+	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
+	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/imatrix.py
 figures: deps ## the pictures in docs/codec.md
 	@$(MAKE) --no-print-directory $(VENV)/bench.stamp
 	@$(VENV)/bin/python docs/figures.py
@@ -170,6 +173,6 @@ distclean: ## remove build/
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install \
+.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec bench-perplexity bench-imatrix figures deps fmt lint install \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)
