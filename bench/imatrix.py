@@ -13,7 +13,7 @@ of the text:
    scalar quantiser, and columns' weights in the metric of the trellis, simulated on Gaussian pairs.
 
 Writes bench/results/imatrix.md. Needs torch and transformers (tests/loaders/requirements.txt) and
-gguf besides bench/requirements.txt. Takes about a quarter of an hour on two cores.
+gguf besides bench/requirements.txt. Takes some minutes on two cores.
 """
 
 import argparse
@@ -29,12 +29,13 @@ import numpy as np
 from codec import BUILD, MODELS, RESULTS, Report, bits_of, run, store
 
 CALIBRATION = 100_000  # characters
-WINDOW, WINDOWS, BATCH = 512, 40, 4
+WINDOW, WINDOWS, BATCH = 512, 20, 4
+FEW = 2  # every second one where many copies are compared
 BITS = [3.2, 4, 5]  # a weight
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
          "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
          "mlp.down_proj": "ffn_down"}
-K, LIMIT = 0.8, 6.0  # of mkhyperfs/importance.h
+K, P, LIMIT = 0.8, 0.5, 6.0  # of mkhyperfs/importance.h
 TAPS = {6: (0x29, 0x1F), 8: (0xC5, 0xB4)}  # of the trellis, docs/codec.md
 
 
@@ -220,7 +221,8 @@ def sensitivities(model, divergence, sums):
         rows.append({"layer": int(name.split(".")[2]), "kind": name.split(".")[-2],
                      "branch": name.split(".")[3], "n": w.numel(), "kl": kl,
                      "inputs": decibels(inputs), "noise": decibels(square * inputs),
-                     "energy": square * inputs})
+                     "energy": square * inputs,
+                     "peak": decibels(moment.mean().item() * len(moment) / inputs)})
     for layer in range(1 + max(r["layer"] for r in rows)):
         for branch, last in (("self_attn", "o_proj"), ("mlp", "down_proj")):
             some = [r for r in rows if r["layer"] == layer and r["branch"] == branch]
@@ -228,6 +230,7 @@ def sensitivities(model, divergence, sums):
             for r in some:
                 r["output"] = decibels(energy)
                 r["share"] = decibels(energy / (stream + energy))
+                r["layer_peak"] = next(o["peak"] for o in some if o["kind"] == last)
             stream += energy
     return rows
 
@@ -264,9 +267,13 @@ def tell_sensitivities(report, rows):
                                      ("noise", "weights and inputs: noise at the output"),
                                      ("output", "energy of the branch's output"),
                                      ("share", "share of the branch in the stream"))])
+    feed_forward = np.array([r["branch"] == "mlp" for r in rows])
+    down = [r["peak"] for r in rows if r["kind"] == "down_proj"]
+    peak = np.array([r["layer_peak"] for r in rows]) - np.mean(down)
+    formula = K * within_kind(rows, "share") + P * feed_forward * np.maximum(0, peak)
     report.add(f"For comparison: the best offset for each kind of tensor {total(kinds):.3f}, these and "
-               "the share together "
-               f"{total(kinds + np.clip(K * within_kind(rows, 'share'), -LIMIT, LIMIT)):.3f}, "
+               "the whole formula, with the peaks of inputs, "
+               f"{total(kinds + np.clip(formula, -LIMIT, LIMIT)):.3f}, "
                f"the measured divergences themselves {total(need):.3f}.\n")
 
 
@@ -375,11 +382,11 @@ def main():
     model = load(directory)
     calibration, evaluation = windows_of(directory)
     sums = moments_of(model, calibration)
-    few, all_of_them = Divergence(model, evaluation[::3]), Divergence(model, evaluation)
+    few, all_of_them = Divergence(model, evaluation[::FEW]), Divergence(model, evaluation)
     report = Report()
     report.add("# Importance matrix\n")
     report.add(f"By bench/imatrix.py: the model lm, matrix from {len(calibration)} windows of {WINDOW} "
-               f"tokens, divergence on {len(evaluation)} others (images) or {len(evaluation[::3])}.\n")
+               f"tokens, divergence on {len(evaluation)} others (images) or {len(evaluation[::FEW])}.\n")
     with tempfile.TemporaryDirectory(prefix="hyperfs-bench-") as work:
         matrices = {"gguf": Path(work) / "lm.gguf", "dat": Path(work) / "lm.dat"}
         write_gguf(matrices["gguf"], sums, len(calibration))

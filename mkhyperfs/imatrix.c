@@ -32,12 +32,16 @@ static float load_float(const uint8_t *p)
     return f;
 }
 
-/* Sums `count` f32 that are finite and not negative, or their fourth roots. */
-static int sum_values(struct stream *s, const char *name, uint64_t count, bool roots, double *sum)
+struct sums {
+    double values, roots; /* of the values, of their fourth roots */
+};
+
+/* Sums `count` f32 that are finite and not negative. */
+static int sum_values(struct stream *s, const char *name, uint64_t count, struct sums *sums)
 {
     uint8_t piece[PIECE];
     char shown[120];
-    *sum = 0;
+    *sums = (struct sums){0};
     while (count > 0) {
         size_t n = count < PIECE / 4 ? (size_t)count : PIECE / 4;
         uint64_t start = s->at;
@@ -46,27 +50,27 @@ static int sum_values(struct stream *s, const char *name, uint64_t count, bool r
             return r;
         for (size_t i = 0; i < n; i++) {
             double value = load_float(piece + 4 * i);
-            if (!(value >= 0 && value <= HUGE_VALF) || isinf(value))
+            if (!(value >= 0) || isinf(value))
                 return stream_broken(s, start + 4 * i,
-                                     "%s has the value %g, which is no sum of "
-                                     "squares",
+                                     "%s has the value %g, which is no sum of squares",
                                      show(shown, name), value);
-            *sum += roots ? sqrt(sqrt(value)) : value;
+            sums->values += value;
+            sums->roots += sqrt(sqrt(value));
         }
         count -= n;
     }
     return 0;
 }
 
-/* Adds to e the values of one count, `columns` of them, whose fourth roots have the sum `roots`;
- * they are mean squares times `times`. */
-static void add_matrix(struct imatrix_entry *e, uint64_t columns, double roots, double count,
-                       double times)
+/* Adds to e the `columns` values of one count; they are mean squares times `count`. */
+static void add_matrix(struct imatrix_entry *e, uint64_t columns, const struct sums *sums,
+                       double count)
 {
-    double mean = roots / (double)columns;
+    double mean = sums->roots / (double)columns;
     if (count > 0) {
         e->tokens += count;
-        e->strength += count * (mean * mean * mean * mean / times);
+        e->strength += mean * mean * mean * mean;
+        e->squares += sums->values / (double)columns;
     }
 }
 
@@ -130,16 +134,16 @@ static int read_pair(struct stream *s, const struct gguf_tensor *sums,
     e->values = sums->elements;
     e->counts = counts->elements;
     for (uint64_t i = 0; i < e->counts; i++) {
-        double count, roots;
+        struct sums count, sum;
         stream_seek(s, counts->offset + 4 * i);
-        int r = sum_values(s, counts->name, 1, false, &count);
+        int r = sum_values(s, counts->name, 1, &count);
         stream_seek(s, values_at);
         if (r == 0)
-            r = sum_values(s, sums->name, e->values / e->counts, true, &roots);
+            r = sum_values(s, sums->name, e->values / e->counts, &sum);
         if (r < 0)
             return r;
         values_at = s->at;
-        add_matrix(e, e->values / e->counts, roots, count, count);
+        add_matrix(e, e->values / e->counts, &sum, count.values);
     }
     return 0;
 }
@@ -216,10 +220,10 @@ static int read_old_entry(struct stream *s, struct imatrix *im, size_t *room)
         return stream_broken(s, s->end, "the file ends within the values of %s", show(shown, name));
     e->values = values;
     e->counts = 1;
-    double roots = 0;
-    r = sum_values(s, name, values, true, &roots);
+    struct sums sums;
+    r = sum_values(s, name, values, &sums);
     if (r == 0)
-        add_matrix(e, values, roots, calls, calls);
+        add_matrix(e, values, &sums, calls);
     return r;
 }
 
@@ -358,4 +362,9 @@ bool imatrix_energy(const struct imatrix_entry *e, uint64_t columns, double *ene
         return false;
     *energy = (double)columns * (e->strength / e->tokens);
     return *energy > 0 && *energy < HUGE_VAL;
+}
+
+double imatrix_peak(const struct imatrix_entry *e)
+{
+    return e->strength > 0 ? e->squares / e->strength : 1;
 }

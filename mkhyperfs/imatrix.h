@@ -8,10 +8,11 @@
  *     and the values as f32, which are the mean squares times calls; then, or not, i32 calls and
  *     i32 length and the name of the text.
  *
- * Of the columns only a mean is kept, that of fourth roots, to the fourth power: large language
- * models have a few columns with huge inputs on the first token alone, which would outweigh all
- * others in a sum. So memory is a few dozen bytes for each entry. Square roots round correctly
- * everywhere, so the numbers are the same on every machine.
+ * Of the columns only two means are kept: the arithmetic one, and that of fourth roots, to the
+ * fourth power, which is the typical one: large language models have a few columns with huge inputs
+ * on the first token alone, which outweigh all others in a sum. So memory is a few dozen bytes for
+ * each entry. Square roots round correctly everywhere, so the numbers are the same on every
+ * machine.
  *
  * Files come from anywhere: sums are finite and not negative, no name stands twice, lengths lie
  * within the file, and everything is read in small pieces. Any thread.
@@ -32,7 +33,8 @@ struct imatrix_entry {
     uint64_t values; /* columns, times matrices */
     uint64_t counts; /* how many there are: 1, or one for each matrix */
     double tokens;   /* sum of the counts; 0: there is no data */
-    double strength; /* sum over the counts: count times the mean of a column, as above */
+    double strength; /* sum over the counts: count times the mean over columns, as above */
+    double squares;  /* the same with the arithmetic mean */
 };
 
 struct imatrix {
@@ -53,5 +55,8 @@ const struct imatrix_entry *imatrix_find(const struct imatrix *im, const char *n
 /* The squared length of a typical input of one matrix of so many columns. False if the entry has no
  * data, or belongs to matrices of another width. */
 bool imatrix_energy(const struct imatrix_entry *e, uint64_t columns, double *energy);
+/* By what factor a few huge columns raise the arithmetic mean of the squares above the typical one:
+ * 1 or more. */
+double imatrix_peak(const struct imatrix_entry *e);
 
 #endif

@@ -244,25 +244,45 @@ static double writer_energy(const struct mk_importance *imp, const struct writer
     return w->entry ? energy / experts_at_work(imp, w) : energy;
 }
 
+/* Adds what one matrix contributes to its branch. */
+static void add_energy(struct mk_branch *b, const struct writer *w, double energy)
+{
+    b->energy += energy;
+    b->peak += energy * imatrix_peak(w->entry);
+}
+
+static double decibels(double of, double to)
+{
+    return 10 * (log10(of) - log10(to));
+}
+
 void mk_importance_offsets(struct mk_branch *branch, size_t count, double embedding)
 {
-    double stream = embedding, sum[LLAMA_FEED_FORWARD + 1] = {0};
-    size_t known[LLAMA_FEED_FORWARD + 1] = {0};
+    double stream = embedding;
+    struct {
+        double share, peak; /* sums over branches */
+        size_t known;
+    } sum[LLAMA_FEED_FORWARD + 1] = {0};
     for (size_t i = 0; i < count; i++) {
         struct mk_branch *b = &branch[i];
-        b->known = b->energy > 0 && isfinite(stream + b->energy);
+        b->known = b->energy > 0 && isfinite(stream + b->energy) && isfinite(b->peak);
         if (!b->known)
             continue;
-        b->db = 10 * (log10(b->energy) - log10(stream + b->energy));
+        b->db = decibels(b->energy, stream + b->energy);
+        b->peak = decibels(b->peak, b->energy);
         stream += b->energy;
-        sum[b->kind] += b->db;
-        known[b->kind]++;
+        sum[b->kind].share += b->db;
+        sum[b->kind].peak += b->peak;
+        sum[b->kind].known++;
     }
     for (size_t i = 0; i < count; i++) {
         struct mk_branch *b = &branch[i];
         if (!b->known)
             continue;
-        double db = MK_IMPORTANCE_K * (b->db - sum[b->kind] / (double)known[b->kind]);
+        double known = (double)sum[b->kind].known;
+        double db = MK_IMPORTANCE_K * (b->db - sum[b->kind].share / known);
+        if (b->kind == LLAMA_FEED_FORWARD)
+            db += MK_IMPORTANCE_P * fmax(0, b->peak - sum[b->kind].peak / known);
         b->db = fmax(-MK_IMPORTANCE_LIMIT, fmin(MK_IMPORTANCE_LIMIT, db));
     }
 }
@@ -287,13 +307,13 @@ static int make_branches(struct mk_importance *imp, struct hfs_error *err)
             double energy = writer_energy(imp, w, same);
             struct mk_branch next = {.model = model, .layer = w->layer, .kind = w->kind};
             struct mk_branch *last = &imp->branches[imp->nbranches];
+            *last = next;
             if (w->layer < 0)
                 embedding = energy;
             else if (imp->nbranches > first && compare_branches(&last[-1], &next) == 0)
-                last[-1].energy += energy;
+                add_energy(&last[-1], w, energy);
             else
-                imp->branches[imp->nbranches++] = (struct mk_branch){
-                    .model = model, .layer = w->layer, .kind = w->kind, .energy = energy};
+                add_energy(&imp->branches[imp->nbranches++], w, energy);
         }
         if (!imp->normalised[model])
             mk_importance_offsets(imp->branches + first, imp->nbranches - first, embedding);

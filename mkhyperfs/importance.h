@@ -7,10 +7,13 @@
  * output, and with the mean square w2 of its weights
  *     E = w2 * x2
  * is the energy of a component of that output, were inputs and weights not correlated. The stream R
- * begins with the embedding's and grows by each E. A branch's tensors get
- *     K * (10 log10(E / (R + E)) - the mean of that over the layers, for branches of its kind)
- * decibels beside the common level, at most MK_IMPORTANCE_LIMIT either way. bench/imatrix.py has
- * the measurements that this formula, K and the limit come from.
+ * begins with the embedding's and grows by each E. In trained models a few columns of one or two
+ * layers' feed-forward outputs are huge on the first token, and all that follows depends on them; q
+ * is imatrix_peak of their inputs. With s = 10 log10(E / (R + E)) and p = 10 log10 q a branch's
+ * tensors get K * (s - mean s) + P * max(0, p - mean p) decibels beside the common level, at most
+ * MK_IMPORTANCE_LIMIT either way; means are over the layers, for branches of the same kind, and
+ * attention has no second term. bench/imatrix.py has the measurements that the formula and its
+ * numbers come from.
  *
  * Models that normalise the output of a branch (Gemma 2 and 3, OLMo 2) get no offsets: there E is
  * not what the stream receives. Tensors of one directory are one model. One thread.
@@ -23,6 +26,7 @@
 #include "mkhyperfs/source.h"
 
 #define MK_IMPORTANCE_K 0.8
+#define MK_IMPORTANCE_P 0.5
 #define MK_IMPORTANCE_LIMIT 6.0 /* dB */
 
 struct mk_importance;
@@ -46,6 +50,7 @@ struct mk_branch {
     int layer;
     enum llama_branch kind;
     double energy; /* E; 0: not known */
+    double peak;   /* E q, of several matrices their sum; becomes p */
     double db;     /* the offset */
     bool known;    /* whether there is one */
 };

@@ -255,6 +255,7 @@ static void test_outlier(void **state)
     assert_int_equal(read_bytes(&b, b.len, &im, &err), 0);
     assert_true(imatrix_energy(&im.entries[0], 1000, &energy));
     assert_true(energy > 1000 && energy < 1200);
+    assert_true(fabs(imatrix_peak(&im.entries[0]) - 1000.999 / (energy / 1000)) < 1e-3);
     imatrix_free(&im);
 }
 
@@ -606,11 +607,13 @@ static void test_names_of_nothing(void **state)
 static void test_offsets(void **state)
 {
     (void)state;
-    /* Shares of the stream: 1/2, 1/2, 1/11, unknown, 1/2, 1/2. */
+    /* Shares of the stream: 1/2, 1/2, 1/11, unknown, 1/2. */
     struct mk_branch b[] = {
-        {0, 0, LLAMA_ATTENTION, 1, 0, false},      {0, 0, LLAMA_FEED_FORWARD, 2, 0, false},
-        {0, 1, LLAMA_ATTENTION, 0.4, 0, false},    {0, 1, LLAMA_FEED_FORWARD, 0, 9, true},
-        {0, 2, LLAMA_FEED_FORWARD, 4.4, 0, false},
+        {.layer = 0, .kind = LLAMA_ATTENTION, .energy = 1, .peak = 50},
+        {.layer = 0, .kind = LLAMA_FEED_FORWARD, .energy = 2, .peak = 2},
+        {.layer = 1, .kind = LLAMA_ATTENTION, .energy = 0.4, .peak = 0.4},
+        {.layer = 1, .kind = LLAMA_FEED_FORWARD, .db = 9, .known = true},
+        {.layer = 2, .kind = LLAMA_FEED_FORWARD, .energy = 4.4, .peak = 44},
     };
     mk_importance_offsets(b, 5, 1);
     double half = 10 * log10(0.5), small = 10 * log10(0.4 / 4.4);
@@ -618,14 +621,20 @@ static void test_offsets(void **state)
     assert_true(fabs(b[2].db + 0.8 * (half - small) / 2) < 1e-9);
     assert_true(fabs(b[1].db) < 1e-9 && b[1].known);
     assert_false(b[3].known);
-    assert_true(fabs(b[4].db) < 1e-9);
+    /* 10 dB of peak, 5 above the mean, count half. */
+    assert_true(fabs(b[4].db - 2.5) < 1e-9);
     /* At most the limit, whatever the file says. */
-    struct mk_branch far[] = {{0, 0, LLAMA_ATTENTION, 1e300, 0, false},
-                              {0, 1, LLAMA_ATTENTION, 1e-300, 0, false},
-                              {0, 2, LLAMA_ATTENTION, HUGE_VAL, 0, false}};
-    mk_importance_offsets(far, 3, 0);
+    struct mk_branch far[] = {
+        {.layer = 0, .kind = LLAMA_ATTENTION, .energy = 1e300, .peak = 1e300},
+        {.layer = 1, .kind = LLAMA_ATTENTION, .energy = 1e-300, .peak = 1e-300},
+        {.layer = 2, .kind = LLAMA_ATTENTION, .energy = HUGE_VAL, .peak = 1},
+        {.layer = 3, .kind = LLAMA_ATTENTION, .energy = 1, .peak = HUGE_VAL},
+        {.layer = 4, .kind = LLAMA_FEED_FORWARD, .energy = 1, .peak = 1},
+        {.layer = 5, .kind = LLAMA_FEED_FORWARD, .energy = 1, .peak = 1e300}};
+    mk_importance_offsets(far, 6, 0);
     assert_true(far[0].db == MK_IMPORTANCE_LIMIT && far[1].db == -MK_IMPORTANCE_LIMIT);
-    assert_false(far[2].known);
+    assert_false(far[2].known || far[3].known);
+    assert_true(far[5].db == MK_IMPORTANCE_LIMIT);
 }
 
 int main(void)
