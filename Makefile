@@ -168,7 +168,7 @@ test-loaders: deps ## torch and transformers against real mounts (downloads torc
 test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
 	@scripts/ports.sh s390x arm64
 	@$(RUN_TESTS) ports
-bench: bench-codec bench-perplexity bench-read ## all measurements: tables in bench/results, plots in docs
+bench: bench-codec bench-perplexity bench-imatrix bench-read ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
 	@$(MAKE) --no-print-directory all $B/bench/speed $(VENV)/bench.stamp
@@ -180,6 +180,9 @@ bench-read: deps ## speed of mounts beside FUSE itself and squashfuse, memory, p
 	@scripts/deps.sh $(DEPS_BENCH_READ)
 	@$(MAKE) --no-print-directory $(if $(HYPERFS_BUILD),,all) $(BENCH_READ) $(VENV)/loaders.stamp $(VENV)/bench.stamp
 	@HYPERFS_BUILD=$(or $(HYPERFS_BUILD),$B) $(VENV)/bin/python bench/read.py $B/bench
+bench-imatrix: deps ## what an importance matrix is worth (torch)
+	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
+	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/imatrix.py
 figures: deps ## the pictures in docs/codec.md
 	@$(MAKE) --no-print-directory $(VENV)/bench.stamp
 	@$(VENV)/bin/python docs/figures.py
@@ -231,6 +234,6 @@ help: ## list the targets
 
 .PHONY: all test-programs demo table test test-unit test-mount test-faults soak soak-memory \
         valgrind test-all test-loaders test-ports bench bench-codec \
-        bench-perplexity bench-read figures deps fmt lint install \
+        bench-perplexity bench-imatrix bench-read figures deps fmt lint install \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

@@ -25,13 +25,18 @@ _mkhyperfs() {
         mapfile -t COMPREPLY < <(compgen -W 'fast default best' -- "$cur")
         return
         ;;
+    --imatrix)
+        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+        compopt -o filenames
+        return
+        ;;
     -j | --jobs | --rule | --exclude | --mtime | --bits | --ratio | --target-size)
         return
         ;;
     esac
     if [[ $cur == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W '--quality= --bits= --ratio= --target-size= --lossless --rule=
-            --allocation= --explain --effort= --exclude= --mtime=
+            --allocation= --explain --imatrix= --effort= --exclude= --mtime=
             --keep-broken --skip-special -f --force -n --dry-run -j --jobs= --no-verify --verify
             --isa= --json -q --quiet -v --verbose -h --help --version' -- "$cur")
         [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace

@@ -52,7 +52,8 @@ static const char *reason(const struct mk_options *opt, const struct mk_item *it
     char rules[MK_RULE_TEXT] = "", glob[120];
     const struct mk_rule *user = it->decision.rule;
     if (!opt->flat && !it->decision.fixed)
-        mk_offset(&it->decision.role, NULL, rules);
+        mk_offset(&it->decision.role, it->decision.evidence.what ? &it->decision.evidence : NULL,
+                  rules);
     if (user)
         hfs_printable(glob, sizeof glob, user->text, (unsigned)strlen(user->text));
     snprintf(buf, size, "%s%s%s%s", rules, user && *rules ? "; " : "", user ? "--rule " : "",

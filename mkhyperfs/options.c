@@ -48,6 +48,8 @@ static const char help[] =
     "  --allocation=rules|flat  tensors that need it more exact than others (the default except\n"
     "                         with --quality=DB), or all alike\n"
     "  --explain              show the rules, and what they mean for each tensor of SOURCE\n"
+    "  --imatrix=FILE         an importance matrix of llama.cpp: layers that count more get more "
+    "bits\n"
     "  --effort=EFFORT        fast, default or best: smaller images take longer to make (reading\n"
     "                         them does not); or the memory of the trellis, 0 to 10 bits\n"
     "\n"
@@ -81,6 +83,7 @@ enum {
     OPT_ALLOCATION,
     OPT_EXPLAIN,
     OPT_RULE,
+    OPT_IMATRIX,
     OPT_EFFORT,
     OPT_EXCLUDE,
     OPT_MTIME,
@@ -103,6 +106,7 @@ static const struct option longopts[] = {
     {"allocation", required_argument, NULL, OPT_ALLOCATION},
     {"explain", no_argument, NULL, OPT_EXPLAIN},
     {"rule", required_argument, NULL, OPT_RULE},
+    {"imatrix", required_argument, NULL, OPT_IMATRIX},
     {"effort", required_argument, NULL, OPT_EFFORT},
     {"exclude", required_argument, NULL, OPT_EXCLUDE},
     {"mtime", required_argument, NULL, OPT_MTIME},
@@ -338,6 +342,9 @@ static int parse_value(struct mk_options *opt, int c, const char *text)
         return parse_mtime(opt, text);
     case OPT_ISA:
         return parse_isa(opt, text);
+    case OPT_IMATRIX:
+        opt->imatrix = text;
+        return *text ? 0 : ui_usage_error("--imatrix takes a file, not an empty string");
     case OPT_EFFORT:
         return parse_effort(opt, text);
     default: /* -j */
@@ -412,6 +419,13 @@ static int check(struct mk_options *opt)
             "with presets, --bits, --ratio and --target-size",
             opt->quality);
     opt->flat |= opt->quality && !opt->preset;
+    if (opt->imatrix && (opt->lossless || opt->flat))
+        return ui_usage_error(
+            "--imatrix makes tensors differ: it goes with presets, --bits, --ratio "
+            "and --target-size, not with %s",
+            opt->lossless     ? "--lossless"
+            : opt->allocation ? "--allocation=flat"
+                              : "a number of --quality");
     if (opt->quiet && opt->verbose)
         return ui_usage_error("-q and -v exclude each other");
     for (size_t i = 0; opt->lossless && i < opt->nrules; i++)

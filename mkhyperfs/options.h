@@ -46,6 +46,7 @@ struct mk_options {
     const char *goal_text; /* the same as it was given: "--bits=4.5" */
     bool explain;
     unsigned nu, nu_small; /* memory of the trellis, bits; in small tensors */
+    const char *imatrix;   /* path of an importance matrix, or NULL */
     struct mk_rule *rules;
     size_t nrules;
     char **excludes; /* globs without trailing slashes */

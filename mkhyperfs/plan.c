@@ -155,9 +155,22 @@ static int note(struct mk_policy *policy, const struct mk_source *src, const str
     return r;
 }
 
+/* Reads --imatrix for the policy. */
+static int weigh(const struct mk_options *opt, struct mk_source *src, struct mk_policy *policy,
+                 struct mk_importance **importance, struct hfs_error *err)
+{
+    int r = mk_importance_new(opt, src, importance, err);
+    if (r < 0)
+        return r;
+    memcpy(src->imatrix_hash, mk_importance_hash(*importance), sizeof src->imatrix_hash);
+    mk_policy_importance(policy, *importance);
+    return 0;
+}
+
 static int decide_all(const struct mk_options *opt, struct mk_source *src, struct hfs_error *err)
 {
     struct mk_policy *policy;
+    struct mk_importance *importance = NULL;
     if (mk_policy_new(opt, &policy) < 0)
         return hfs_fail(err, ENOMEM, "out of memory");
     int r = 0;
@@ -166,6 +179,8 @@ static int decide_all(const struct mk_options *opt, struct mk_source *src, struc
         if (f->plan->safetensors && note(policy, src, f) < 0)
             r = hfs_fail(err, ENOMEM, "out of memory");
     }
+    if (r == 0 && opt->imatrix)
+        r = weigh(opt, src, policy, &importance, err);
     for (size_t i = 0; i < src->nfiles && r == 0; i++) {
         r = make_items(src->files[i], err);
         if (r == 0 && src->files[i]->plan->safetensors)
@@ -176,6 +191,7 @@ static int decide_all(const struct mk_options *opt, struct mk_source *src, struc
     if (r == 0)
         mk_policy_report(policy);
     mk_policy_free(policy);
+    mk_importance_free(importance);
     return r;
 }
 

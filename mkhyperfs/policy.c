@@ -75,6 +75,7 @@ struct mk_policy {
     struct module *modules;
     struct mk_roles *roles;
     struct rule_use *uses;
+    const struct mk_importance *importance; /* or NULL */
 };
 
 int mk_policy_new(const struct mk_options *opt, struct mk_policy **out)
@@ -105,6 +106,11 @@ void mk_policy_free(struct mk_policy *p)
     mk_roles_free(p->roles);
     free(p->uses);
     free(p);
+}
+
+void mk_policy_importance(struct mk_policy *p, const struct mk_importance *importance)
+{
+    p->importance = importance;
 }
 
 /* ---- modules ---- */
@@ -301,6 +307,17 @@ void mk_decision_level(struct mk_decision *d, double level)
     d->db = db < HC_MIN_DB ? HC_MIN_DB : db > HC_MAX_DB ? HC_MAX_DB : db;
 }
 
+/* What --imatrix says of the tensor, in *e, or NULL. */
+static const struct mk_evidence *evidence_of(const struct mk_policy *p,
+                                             const struct mk_place *place,
+                                             const struct st_tensor *t, struct mk_evidence *e)
+{
+    if (!p->importance || !mk_importance_of(p->importance, place->path, t, &e->offset_db))
+        return NULL;
+    e->what = "importance matrix";
+    return e;
+}
+
 int mk_policy_decide(struct mk_policy *p, const struct mk_place *place, const struct st_tensor *t,
                      struct mk_decision *out)
 {
@@ -310,7 +327,8 @@ int mk_policy_decide(struct mk_policy *p, const struct mk_place *place, const st
     if (r == 0 && !why)
         r = by_tables(p, place, t, &out->role, &out->why);
     if (!p->opt->flat)
-        out->offset = out->allocated = mk_offset(&out->role, NULL, NULL);
+        out->offset = out->allocated =
+            mk_offset(&out->role, evidence_of(p, place, t, &out->evidence), NULL);
     apply_rules(p, t, out);
     if (!why && p->opt->lossless)
         out->why = "--lossless";

@@ -14,9 +14,11 @@
 #include <stdbool.h>
 
 #include "fs/error.h"
+#include "mkhyperfs/importance.h"
 #include "mkhyperfs/options.h"
 #include "mkhyperfs/role.h"
 #include "mkhyperfs/safetensors.h"
+#include "mkhyperfs/sensitivity.h"
 
 enum { MK_MIN_ELEMENTS = 4096 };
 
@@ -27,11 +29,12 @@ struct mk_decision {
     bool eligible;
     const char *why; /* unless lossy: why every bit is kept, for "kept exactly: ..." */
     struct mk_role role;
-    bool fixed;                 /* a --rule names the quality, whatever the common level is */
-    double offset;              /* dB: to the common level; if fixed, the quality itself */
-    double allocated;           /* the part of offset that is not the user's: sensitivity.h */
-    double db;                  /* if lossy: HC_MIN_DB .. HC_MAX_DB; see mk_decision_level */
-    const struct mk_rule *rule; /* of the user, that decided or changed db; or NULL */
+    struct mk_evidence evidence; /* what is known of this tensor; .what is NULL: nothing */
+    bool fixed;                  /* a --rule names the quality, whatever the common level is */
+    double offset;               /* dB: to the common level; if fixed, the quality itself */
+    double allocated;            /* the part of offset that is not the user's: sensitivity.h */
+    double db;                   /* if lossy: HC_MIN_DB .. HC_MAX_DB; see mk_decision_level */
+    const struct mk_rule *rule;  /* of the user, that decided or changed db; or NULL */
 };
 
 /* Sets db for a common level in dB. */
@@ -53,6 +56,9 @@ int mk_policy_note(struct mk_policy *p, const char *path, const struct st_header
 
 /* Reads the config.json beside root/path, for the roles of tensors (role.h). -ENOMEM. */
 int mk_policy_config(struct mk_policy *p, const char *root, const char *path);
+
+/* What is known of the layers, from now on; NULL: nothing. p does not own it. */
+void mk_policy_importance(struct mk_policy *p, const struct mk_importance *importance);
 
 /* Why all tensors of the file root/path are kept, by its name or because a config.json or its
  * like says that the model in its directory is quantised: *why is static, or NULL. A config

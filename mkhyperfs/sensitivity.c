@@ -122,22 +122,22 @@ double mk_offset(const struct mk_role *role, const struct mk_evidence *evidence,
     size_t len = 0;
     if (text)
         *text = 0;
-    if (evidence) {
-        if (text)
-            snprintf(text, MK_RULE_TEXT, "%s %+.3g dB", evidence->what, evidence->offset_db);
-        return evidence->offset_db;
-    }
     for (size_t i = 0; i < RULES; i++) {
         char tensors[MK_RULE_TEXT];
         double low, high, db = amount(i, role);
-        if (!matches(i, role) || db == 0 || !mk_sensitivity_rule(i, tensors, &low, &high))
+        bool of_layers = rules[i].from != INT_MIN;
+        if (!matches(i, role) || (evidence && of_layers) || db == 0 ||
+            !mk_sensitivity_rule(i, tensors, &low, &high))
             continue;
         sum += db;
         if (text && len < MK_RULE_TEXT)
             len += (size_t)snprintf(text + len, MK_RULE_TEXT - len, "%s%s %+.3g dB",
                                     len ? "; " : "", tensors, db);
     }
-    return sum;
+    if (evidence && text && len < MK_RULE_TEXT)
+        snprintf(text + len, MK_RULE_TEXT - len, "%s%s %+.1f dB", len ? "; " : "", evidence->what,
+                 evidence->offset_db);
+    return sum + (evidence ? evidence->offset_db : 0);
 }
 
 const char *mk_kept_kind(enum mk_kind kind)

@@ -3,7 +3,8 @@
  * The same noise does more harm in some tensors than in others. The table of rules in sensitivity.c
  * holds what was measured; a tensor's offset is the sum of all rules that match its role. The plan
  * takes the mean over all weights off, so only differences count. What is known of this very tensor
- * (an importance matrix) takes the place of the rules. Any thread.
+ * (an importance matrix) takes the place of the rules that name layers.
+ * Any thread.
  */
 #ifndef HYPERFS_MKHYPERFS_SENSITIVITY_H
 #define HYPERFS_MKHYPERFS_SENSITIVITY_H

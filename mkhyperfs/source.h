@@ -56,10 +56,11 @@ struct mk_source {
     struct mk_node *top;
     struct mk_file **files; /* in the order of the walk */
     size_t nfiles, nnodes, nlinks;
-    uint64_t bytes;     /* of all files, each inode once */
-    size_t skipped;     /* special files left out */
-    double mean_offset; /* dB, of the tensors that may lose something; set by the plan */
-    bool *exclude_used; /* for each --exclude, whether it left something out */
+    uint64_t bytes;        /* of all files, each inode once */
+    size_t skipped;        /* special files left out */
+    double mean_offset;    /* dB, of the tensors that may lose something; set by the plan */
+    char imatrix_hash[33]; /* of --imatrix, hexadecimal; "" without, and before the plan */
+    bool *exclude_used;    /* for each --exclude, whether it left something out */
 };
 
 int mk_source_read(const struct mk_options *opt, struct mk_source **out, struct hfs_error *err);

@@ -152,6 +152,13 @@ static int meta(struct tables *t, const char *key, const char *value)
         t->writer, key, hfs_printable(text, sizeof text, value, (unsigned)strlen(value)), t->err);
 }
 
+/* Without the directory, which tells of the machine and not of the matrix. */
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 /* What the image's bytes depend on besides the source. */
 static int add_meta(struct tables *t)
 {
@@ -174,6 +181,10 @@ static int add_meta(struct tables *t)
     snprintf(number, sizeof number, "%u %u", opt->nu, opt->nu_small);
     if (r == 0 && !opt->lossless)
         r = meta(t, "nu", number);
+    if (opt->imatrix && r == 0)
+        r = meta(t, "imatrix", base_name(opt->imatrix));
+    if (opt->imatrix && r == 0)
+        r = meta(t, "imatrix_xxh128", t->src->imatrix_hash);
     for (size_t i = 0; i < opt->nrules && r == 0; i++)
         r = meta(t, "rule", opt->rules[i].text);
     for (size_t i = 0; i < opt->nexcludes && r == 0; i++)
