@@ -54,11 +54,13 @@ CODEC_OBJ := $(call obj,$(CODEC_SRC))
 IMAGE_OBJ := $(call obj,$(IMAGE_SRC))
 TEST_BIN  := $(TEST_SRC:tests/unit/%.c=$B/tests/%)
 
-MANPAGES    := $(wildcard man/*.[0-9])
-COMPLETIONS := $(wildcard completions/*)
+# hyperfs-eval needs torch: it has an installation of its own.
+MANPAGES    := $(filter-out man/hyperfs-eval.1,$(wildcard man/*.[0-9]))
+COMPLETIONS := $(filter-out %/hyperfs-eval.bash,$(wildcard completions/*))
 BINDIR       = $(DESTDIR)$(PREFIX)/bin
 MANDIR       = $(DESTDIR)$(PREFIX)/share/man
 COMPDIR      = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+EVALDIR      = $(PREFIX)/lib/hyperfs-eval
 
 VENV := build/venv
 RUN_TESTS = HYPERFS_BUILD=$B $(VENV)/bin/python tests/run.py
@@ -98,7 +100,8 @@ test-programs: $(TEST_BIN)
 
 # One Python environment for the demo and all tests, made once.
 $(VENV)/base.stamp: tests/requirements.txt
-$(VENV)/loaders.stamp: tests/loaders/requirements.txt $(VENV)/base.stamp
+$(VENV)/eval.stamp: eval/requirements.txt $(VENV)/base.stamp
+$(VENV)/loaders.stamp: tests/loaders/requirements.txt $(VENV)/eval.stamp
 $(VENV)/bench.stamp: bench/requirements.txt $(VENV)/base.stamp
 $(VENV)/%.stamp:
 	@echo "  pip  $<"
@@ -106,7 +109,16 @@ $(VENV)/%.stamp:
 	$(Q)$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# hyperfs-eval from this source tree; without $(VENV)/eval.stamp it only reads its options.
+$B/hyperfs-eval: Makefile
+	@mkdir -p $(@D)
+	$(Q)printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -m hyperfs_eval "$$@"\n' \
+	    "$(CURDIR)/eval" "$(CURDIR)/$(VENV)/bin/python" > $@
+	$(Q)chmod +x $@
+
 # `make` reads pkg-config when it starts a rule, so what follows `deps` runs in a second make.
+eval: deps ## build/hyperfs-eval: what loss does to your own model (downloads torch once)
+	@$(MAKE) --no-print-directory $B/hyperfs-eval $(VENV)/eval.stamp
 demo: deps ## store a language model, mount it, let mlx-lm write text from the mount
 	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
 	@demo/demo.sh
@@ -114,16 +126,16 @@ table: deps ## the table of sizes and quality in README.md
 	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python demo/table.py models/demo demo/text.txt
 test: deps ## unit tests and tests against real mounts; ends with "N passed, M failed"
-	@$(MAKE) --no-print-directory all test-programs $(VENV)/base.stamp
+	@$(MAKE) --no-print-directory all test-programs $B/hyperfs-eval $(VENV)/base.stamp
 	@$(RUN_TESTS) unit mount
 test-unit: deps ## the codec, the image and the writer, in memory
 	@$(MAKE) --no-print-directory test-programs $(VENV)/base.stamp
 	@$(RUN_TESTS) unit
 test-mount: deps ## the tools and unmodified loaders against real mounts
-	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
+	@$(MAKE) --no-print-directory all $B/hyperfs-eval $(VENV)/base.stamp
 	@$(RUN_TESTS) mount
 test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
-	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp
+	@$(MAKE) --no-print-directory all $B/hyperfs-eval $(VENV)/loaders.stamp
 	@$(RUN_TESTS) loaders
 test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
 	@scripts/ports.sh s390x arm64
@@ -152,7 +164,7 @@ fmt: ## format all C and C++ sources
 lint: ## check the formatting of the sources, the manual pages and the scripts
 	@scripts/deps.sh $(DEPS_LINT)
 	clang-format --dry-run -Werror $(SOURCES)
-	mandoc -T lint -W warning $(MANPAGES)
+	mandoc -T lint -W warning $(wildcard man/*.[0-9])
 	shellcheck $(SCRIPTS)
 
 install: all ## install into PREFIX (/usr/local), below DESTDIR if that is set
@@ -160,7 +172,17 @@ install: all ## install into PREFIX (/usr/local), below DESTDIR if that is set
 	install $(BIN) $(BINDIR)
 	install -m 644 $(COMPLETIONS) $(COMPDIR)
 	$(foreach m,$(MANPAGES),install -m 644 $m $(MANDIR)/man$(subst .,,$(suffix $m)) &&) :
-uninstall: ## remove what install put there
+install-eval: ## install hyperfs-eval with its Python environment (downloads torch) into PREFIX/lib
+	@test -z "$(DESTDIR)" || { echo "install-eval: a Python environment cannot be moved: no DESTDIR" >&2; exit 1; }
+	install -d $(BINDIR) $(MANDIR)/man1 $(COMPDIR)
+	python3 -m venv $(EVALDIR)
+	$(EVALDIR)/bin/pip install --quiet --disable-pip-version-check ./eval
+	ln -sf $(EVALDIR)/bin/hyperfs-eval $(BINDIR)/hyperfs-eval
+	install -m 644 man/hyperfs-eval.1 $(MANDIR)/man1
+	install -m 644 completions/hyperfs-eval.bash $(COMPDIR)
+uninstall: ## remove what install and install-eval put there
+	rm -rf $(DESTDIR)$(EVALDIR)
+	rm -f $(BINDIR)/hyperfs-eval $(MANDIR)/man1/hyperfs-eval.1 $(COMPDIR)/hyperfs-eval.bash
 	rm -f $(TOOLS:%=$(BINDIR)/%) $(COMPLETIONS:completions/%=$(COMPDIR)/%) \
 	    $(foreach m,$(MANPAGES),$(MANDIR)/man$(subst .,,$(suffix $m))/$(notdir $m))
 
@@ -171,6 +193,6 @@ distclean: ## remove build/
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install \
+.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install eval install-eval \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)
