@@ -9,3 +9,8 @@ __version__ = "0.1.0"
 
 class Problem(Exception):
     """What the user is told in one sentence before the program ends."""
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

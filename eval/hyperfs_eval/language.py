@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import Problem
+from . import Problem, size
 from .models import enough_memory
 from .text import Windows
 
@@ -54,9 +54,8 @@ class Stored:
             if number == 0:
                 need, free = 4 * found.shape[1] * sum(rows), shutil.disk_usage(where).free
                 if need > free:
-                    raise Problem(f"the original's predictions take {need / 1e9:.1f} GB in {where}, "
-                                  f"where {free / 1e9:.1f} GB are free: set TMPDIR, or take fewer "
-                                  "--windows")
+                    raise Problem(f"the original's predictions take {size(need)} in {where}, where "
+                                  f"{size(free)} are free: set TMPDIR, or take fewer --windows")
             self.places.append((self.file.tell(), found.shape))
             try:
                 self.file.write(found.numpy().data)

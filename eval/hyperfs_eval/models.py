@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from . import Problem
+from . import Problem, size
 
 MAX_JSON = 64 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,8 +121,8 @@ def elements(path: Path) -> int:
     for file in path.glob("*.safetensors"):
         try:
             with open(file, "rb") as f:
-                size = int.from_bytes(f.read(8), "little")
-                header = json.loads(f.read(size)) if size <= MAX_JSON else {}
+                length = int.from_bytes(f.read(8), "little")
+                header = json.loads(f.read(length)) if length <= MAX_JSON else {}
             for name, tensor in header.items():
                 if name != "__metadata__":
                     begin, end = tensor["data_offsets"]
@@ -156,8 +156,8 @@ def check_memory(paths: list[Path], dtype: str, together: bool):
     if free is not None and need > free:
         advice = [] if not together or len(paths) == 1 else ["--low-memory"]
         advice += ["--dtype=bfloat16"] if dtype == "float32" else []
-        raise Problem(f"not enough memory: the weights take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB "
-                      f"are available" + (f"; try {' or '.join(advice)}" if advice else ""))
+        raise Problem(f"not enough memory: the weights take {size(need)}, {size(free)} are "
+                      "available" + (f"; try {' or '.join(advice)}" if advice else ""))
 
 
 # ---- loading ----
