@@ -140,14 +140,14 @@ test-loaders: deps ## torch and transformers against real mounts (downloads torc
 test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
 	@scripts/ports.sh s390x arm64
 	@$(RUN_TESTS) ports
-bench: bench-codec bench-perplexity ## all measurements: tables in bench/results, plots in docs
+bench: bench-codec bench-quality ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
 	@$(MAKE) --no-print-directory all $B/bench/speed $(VENV)/bench.stamp
 	@HYPERFS_BUILD=$B $(VENV)/bin/python bench/codec.py
-bench-perplexity: deps ## what loss does to a model's predictions, beside other formats (torch)
+bench-quality: deps ## size against perplexity and divergence, beside other formats (torch)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
-	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/perplexity.py
+	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/quality.py
 figures: deps ## the pictures in docs/codec.md
 	@$(MAKE) --no-print-directory $(VENV)/bench.stamp
 	@$(VENV)/bin/python docs/figures.py
@@ -177,6 +177,7 @@ install-eval: ## install hyperfs-eval with its Python environment (downloads tor
 	install -d $(BINDIR) $(MANDIR)/man1 $(COMPDIR)
 	python3 -m venv $(EVALDIR)
 	$(EVALDIR)/bin/pip install --quiet --disable-pip-version-check ./eval
+	rm -rf eval/build eval/*.egg-info
 	ln -sf $(EVALDIR)/bin/hyperfs-eval $(BINDIR)/hyperfs-eval
 	install -m 644 man/hyperfs-eval.1 $(MANDIR)/man1
 	install -m 644 completions/hyperfs-eval.bash $(COMPDIR)
@@ -193,6 +194,6 @@ distclean: ## remove build/
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec bench-perplexity figures deps fmt lint install eval install-eval \
+.PHONY: all test-programs demo table test test-unit test-mount test-loaders test-ports bench bench-codec figures deps fmt lint install eval install-eval bench-quality \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

@@ -86,8 +86,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def lines(found: dict) -> list[tuple[str, str]]:
     if found["kind"] == "embedding":
-        return [("cosine", f"{found['cosine_mean']:.6f} ± {found['cosine_error']:.1e} in the mean of "
-                           f"{found['lines']:,} lines, least {found['cosine_min']:.6f}"),
+        return [("cosine", f"{found['cosine_mean']:.6f} ± {found['cosine_error']:.1e} in the mean "
+                           f"of {found['lines']:,} lines, least {found['cosine_min']:.6f}"),
                 ("order", f"{found['rank_correlation']:.6f} rank correlation of {found['pairs']:,} "
                           "similarities"),
                 ("verdict", found["verdict"])]
@@ -96,9 +96,10 @@ def lines(found: dict) -> list[tuple[str, str]]:
     if found["against"]:
         rows += [("original", f"{found['original_perplexity']:.3f} ± "
                               f"{found['original_perplexity_error']:.3f}"),
-                 ("change", f"{100 * found['change']:+.2f} % ± {100 * found['change_error']:.2f} %"),
-                 ("KL divergence", f"{found['kl_mean']:.5f} ± {found['kl_error']:.5f} nats a token, "
-                                   f"99th percentile {found['kl_p99']:.4f}"),
+                 ("change", f"{100 * found['change']:+.2f} % ± "
+                            f"{100 * found['change_error']:.2f} %"),
+                 ("KL divergence", f"{found['kl_mean']:.5f} ± {found['kl_error']:.5f} nats a "
+                                   f"token, 99th percentile {found['kl_p99']:.4f}"),
                  ("top-1", f"{100 * found['top1_agreement']:.2f} % ± "
                            f"{100 * found['top1_error']:.2f} % of the predictions agree"),
                  ("verdict", found["verdict"])]
@@ -125,8 +126,8 @@ def work(options):
     try:
         from .run import run
     except ImportError as e:
-        raise Problem(f"{e.name or 'a package'} is missing: `make eval` installs what is needed, or "
-                      "pip install -r eval/requirements.txt") from e
+        raise Problem(f"{e.name or 'a package'} is missing: `make eval` installs what is needed, "
+                      "or pip install -r eval/requirements.txt") from e
     started = time.monotonic()
     found = run(options)
     report(found | {"seconds": round(time.monotonic() - started, 3)}, options)

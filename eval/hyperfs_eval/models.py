@@ -1,4 +1,4 @@
-"""Models and tokenizers, loaded by unmodified transformers from a directory and never from a network.
+"""Models and tokenizers, loaded by unmodified transformers from a directory, not from a network.
 Code that a model brings along is never run."""
 
 import json
@@ -28,8 +28,8 @@ def first_line(e: BaseException) -> str:
 @contextmanager
 def enough_memory():
     """Failed allocations become a Problem."""
-    advice = ("not enough memory: try --low-memory, a smaller --context, or --dtype=bfloat16, which "
-              "takes half")
+    advice = ("not enough memory: try --low-memory, a smaller --context, or --dtype=bfloat16, "
+              "which takes half")
     try:
         yield
     except MemoryError as e:
@@ -91,16 +91,16 @@ def find(directory: str) -> Path:
 
 def is_embedding(path: Path, config: dict) -> bool:
     architecture = (config.get("architectures") or [""])[0]
-    return sentence_modules(path) is not None or (
-        architecture.endswith("Model") and architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    causal = architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return sentence_modules(path) is not None or (architecture.endswith("Model") and not causal)
 
 
 def check_type(path: Path, config: dict):
     kind = config.get("model_type")
     if kind not in CONFIG_MAPPING_NAMES:
         own = " and code of its own, which is never run" if "auto_map" in config else ""
-        raise Problem(f"{path} has model type '{kind}'{own}: transformers {transformers.__version__} "
-                      "does not know it")
+        raise Problem(f"{path} has model type '{kind}'{own}: transformers "
+                      f"{transformers.__version__} does not know it")
 
 
 def check_causal(path: Path, config: dict):
@@ -109,8 +109,9 @@ def check_causal(path: Path, config: dict):
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if not known & set(architectures) or \
             config["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise Problem(f"{path} is no causal language model ({', '.join(architectures) or 'unnamed'}): "
-                      "--embedding compares the vectors of an encoder")
+        raise Problem(f"{path} is no causal language model "
+                      f"({', '.join(architectures) or 'unnamed'}): --embedding compares the "
+                      "vectors of an encoder")
 
 
 # ---- memory ----
@@ -192,7 +193,8 @@ def _load(kind, path: Path, dtype: str, optional: str | None = None):
         raise Problem(f"transformers cannot load {path}: {first_line(e)}") from e
     missing = [name for name in told["missing_keys"] if not optional or optional not in name]
     if missing:
-        raise Problem(f"{path} lacks {len(missing)} of the model's tensors, {min(missing)} among them")
+        raise Problem(
+            f"{path} lacks {len(missing)} of the model's tensors, {min(missing)} among them")
     if told["mismatched_keys"]:
         raise Problem(f"{path} has tensors of another shape than its config.json says")
     return model.eval()

@@ -30,8 +30,8 @@ def context_of(config, path, asked: int | None) -> int:
 def check_tokens(paths, largest: int, configs):
     for path, config in zip(paths, configs):
         if largest >= vocabulary_of(config):
-            raise Problem(f"token {largest} of the text is out of range: {path} has a vocabulary of "
-                          f"{vocabulary_of(config)}; its tokenizer belongs to another model")
+            raise Problem(f"token {largest} of the text is out of range: {path} has a vocabulary "
+                          f"of {vocabulary_of(config)}; its tokenizer belongs to another model")
 
 
 def same_tokens(paths, tokenizers, content: str):
@@ -39,8 +39,8 @@ def same_tokens(paths, tokenizers, content: str):
     found = [text.tokens_of(one, content) for one in tokenizers]
     if len(found) > 1 and (found[0] != found[1]
                            or text.prefix_of(tokenizers[0]) != text.prefix_of(tokenizers[1])):
-        raise Problem(f"the vocabularies differ: the tokenizers of {paths[0]} and {paths[1]} cut the "
-                      "text into different tokens")
+        raise Problem(f"the vocabularies differ: the tokenizers of {paths[0]} and {paths[1]} cut "
+                      "the text into different tokens")
     return found[0]
 
 
@@ -86,8 +86,8 @@ def language_model(options, paths, content: str) -> dict:
 
 def embedding_model(options, paths, content: str) -> dict:
     if not options.against:
-        raise Problem(f"{paths[0]} is an embedding model, which has no perplexity: name the original "
-                      "with --against")
+        raise Problem(f"{paths[0]} is an embedding model, which has no perplexity: name the "
+                      "original with --against")
     poolings = [sentences.pooling_of(path) for path in paths]
     if poolings[0] != poolings[1]:
         raise Problem(f"the models pool differently: {poolings[0]}, {poolings[1]} in the original")
@@ -95,7 +95,8 @@ def embedding_model(options, paths, content: str) -> dict:
     count = DEFAULT_LINES if options.windows is None else options.windows
     lines = text.lines_of(content, count, options.seed, text.shown(options.text))
     configs = [models.load_config(path) for path in paths]
-    length = min(sentences.length_of(config, options.context or DEFAULT_CONTEXT) for config in configs)
+    length = min(sentences.length_of(config, options.context or DEFAULT_CONTEXT)
+                 for config in configs)
     encoded = []
     for path in paths:
         tokenizer = models.load_tokenizer(path)
@@ -103,8 +104,8 @@ def embedding_model(options, paths, content: str) -> dict:
         if min(map(len, encoded[-1])) == 0:
             raise Problem(f"the tokenizer of {path} makes no token of one of the lines")
     if encoded[0] != encoded[1]:
-        raise Problem(f"the vocabularies differ: the tokenizers of {paths[0]} and {paths[1]} cut the "
-                      "text into different tokens")
+        raise Problem(f"the vocabularies differ: the tokenizers of {paths[0]} and {paths[1]} cut "
+                      "the text into different tokens")
     check_tokens(paths, max(map(max, encoded[0])), configs)
     models.check_memory(paths, options.dtype, together=False)
     found = []
@@ -115,8 +116,8 @@ def embedding_model(options, paths, content: str) -> dict:
             found.append(sentences.vectors(model, encoded[0], padding, poolings[0], str(path), bar))
             del model
     if found[0].shape != found[1].shape:
-        raise Problem(f"the vectors have different sizes: {found[0].shape[1]}, {found[1].shape[1]} in "
-                      "the original")
+        raise Problem(f"the vectors have different sizes: {found[0].shape[1]}, {found[1].shape[1]} "
+                      "in the original")
     result = sentences.compare(*found) | {"pooling": poolings[0], "context": length}
     result["verdict"] = verdict.of_sentences(result["cosine_mean"], result["rank_correlation"],
                                              result.pop("same"))

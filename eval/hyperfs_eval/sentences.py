@@ -15,16 +15,18 @@ POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
 
 
 def pooling_of(path: Path) -> str:
-    """How the vectors of the tokens become one: by sentence-transformers' own file, else the mean."""
+    """How the tokens' vectors become one: by sentence-transformers' own file, else the mean."""
     try:
         modes = json.loads((path / "1_Pooling" / "config.json").read_bytes())
-        chosen = [key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True]
+        chosen = [key for key, on in modes.items()
+                  if key.startswith("pooling_mode_") and on is True]
     except OSError:
         return "mean"
     except (ValueError, AttributeError) as e:
         raise Problem(f"{path / '1_Pooling' / 'config.json'} is no JSON object") from e
     if len(chosen) != 1 or chosen[0] not in POOLINGS:
-        raise Problem(f"{path} pools in a way that is not supported ({', '.join(chosen) or 'none'})")
+        raise Problem(
+            f"{path} pools in a way that is not supported ({', '.join(chosen) or 'none'})")
     return POOLINGS[chosen[0]]
 
 

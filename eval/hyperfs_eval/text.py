@@ -9,15 +9,15 @@ from pathlib import Path
 from . import Problem
 
 MAX_BYTES = 256 << 20
-PIECE = 4 << 20          # characters given to a tokenizer at a time: it needs 100 times as much memory
+PIECE = 4 << 20          # characters for a tokenizer at a time: it needs 100 times the memory
 LEAST_PREDICTIONS = 32   # fewer say nothing
 LEAST_LINES = 4
 
 
 @dataclass
 class Windows:
-    """tokens[i] holds the tokens of window i, the tokenizer's prefix (such as <s>) first. The tokens
-    after the first `given` are predicted."""
+    """tokens[i] holds the tokens of window i, the tokenizer's prefix (such as <s>) first. The
+    tokens after the first `given` are predicted."""
     tokens: list[list[int]]
     given: int
 
@@ -81,7 +81,8 @@ def prefix_of(tokenizer) -> list[int]:
     return []
 
 
-def cut(tokens, prefix: list[int], context: int, count: int, seed: int | None, path: str) -> Windows:
+def cut(tokens, prefix: list[int], context: int, count: int, seed: int | None,
+        path: str) -> Windows:
     """`count` windows spread evenly over the text, or drawn at random with a seed; 0: all of it."""
     room = context - len(prefix)
     given = max(len(prefix), 1)
@@ -104,8 +105,8 @@ def cut(tokens, prefix: list[int], context: int, count: int, seed: int | None, p
 def lines_of(text: str, count: int, seed: int | None, path: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) < LEAST_LINES:
-        raise Problem(f"{path} is too short: an embedding model is compared on one text a line, and "
-                      f"it has {len(lines)}; at least {LEAST_LINES} are needed")
+        raise Problem(f"{path} is too short: an embedding model is compared on one text a line, "
+                      f"and it has {len(lines)}; at least {LEAST_LINES} are needed")
     if count and count < len(lines):
         if seed is not None:
             chosen = sorted(random.Random(seed).sample(range(len(lines)), count))

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ sys.path.insert(0, str(ROOT / "eval"))
 from hyperfs_eval import Problem, cli, language, models, progress, text, verdict  # noqa: E402
 
 TEXT = ROOT / "demo" / "text.txt"
-LINES = ["A file has a name.", "The kernel reads a block.", "Every name has a file.", "A block is read.",
+LINES = ["A file has a name.", "The kernel reads a block.", "Every name has a file.",
+         "A block is read.",
          "The weights of a model are numbers.", "Numbers are the weights.", "A tree has branches.",
          "The branches of a tree are names.", "Nothing is lost.", "Something was lost here."]
 
@@ -54,10 +56,12 @@ def copy_of(tools, image_of, tmp_path_factory):
 
 def reference(directory, copy):
     """Two windows of 512 tokens and the rest, straightforwardly."""
-    tokens = AutoTokenizer.from_pretrained(directory)(TEXT.read_text(), return_tensors="pt").input_ids
+    tokens = AutoTokenizer.from_pretrained(directory)(
+        TEXT.read_text(), return_tensors="pt").input_ids
     loss, changed, divergence, agree = [], [], [], []
     with torch.inference_mode():
-        p, q = (AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32) for d in (directory, copy))
+        p, q = (AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32)
+                for d in (directory, copy))
         for window in tokens.split(512, 1):
             a, b = (m(window).logits[0, :-1].double().log_softmax(-1) for m in (p, q))
             target = window[0, 1:, None]
@@ -94,7 +98,8 @@ def test_lossless_mount_is_identical(evaluate, demo_model, image_of):
 
 
 def test_presets_are_in_order(evaluate, demo_model, copy_of):
-    found = [evaluate(f"--text={TEXT}", f"--against={demo_model}", copy_of(demo_model, f"--quality={q}"))
+    found = [evaluate(f"--text={TEXT}", f"--against={demo_model}",
+                      copy_of(demo_model, f"--quality={q}"))
              for q in ("high", "good", "small", "tiny")]
     divergences = [f["kl_mean"] for f in found]
     assert divergences == sorted(divergences) and divergences[0] < divergences[-1] / 4
@@ -109,13 +114,15 @@ def test_options_choose_windows(evaluate, demo_model):
     drawn = [evaluate(f"--text={TEXT}", demo_model, "--context=64", "--windows=3", f"--seed={seed}",
                       "--threads=1")["perplexity"] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    narrow = evaluate(f"--text={TEXT}", demo_model, "--context=64", "--windows=3", "--dtype=bfloat16")
+    narrow = evaluate(f"--text={TEXT}", demo_model, "--context=64", "--windows=3",
+                      "--dtype=bfloat16")
     assert narrow["perplexity"] != few["perplexity"]
     assert narrow["perplexity"] == pytest.approx(few["perplexity"], rel=0.05)
 
 
 def test_text_output(capsys, demo_model):
-    assert cli.main([f"--text={TEXT}", f"--against={demo_model}", str(demo_model), "--windows=2"]) == 0
+    assert cli.main([f"--text={TEXT}", f"--against={demo_model}", str(demo_model),
+                     "--windows=2"]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == [
         "perplexity", "original", "change", "KL", "top-1", "verdict"]
@@ -136,7 +143,8 @@ def test_windows_are_spread_and_complete():
     assert with_prefix.predictions() == 1000
     rest = text.cut(tokens[:950], [], 300, 0, None, "t")
     assert [len(window) for window in rest.tokens] == [300, 300, 300, 50]
-    assert [len(window) for window in text.cut(tokens[:920], [], 300, 0, None, "t").tokens] == [300] * 3
+    no_rest = text.cut(tokens[:920], [], 300, 0, None, "t")
+    assert [len(window) for window in no_rest.tokens] == [300] * 3
     assert [len(b) for b in rest.batches(600)] == [2, 1, 1]
     assert [len(b) for b in rest.batches(1)] == [1, 1, 1, 1]
 
@@ -291,12 +299,14 @@ def test_other_vocabularies(refused, demo_model, tmp_path):
 
 def test_not_a_causal_model(refused, demo_model, tmp_path):
     out = variant(demo_model, tmp_path, architectures=["LlamaForSequenceClassification"])
-    assert "no causal language model (LlamaForSequenceClassification)" in refused(f"--text={TEXT}", out)
+    assert "no causal language model (LlamaForSequenceClassification)" in refused(
+        f"--text={TEXT}", out)
 
 
 def test_code_of_a_model_is_never_run(refused, evaluate, demo_model, tmp_path):
-    out = variant(demo_model, tmp_path, model_type="own", architectures=["OwnForCausalLM"], auto_map={
-        "AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"})
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    out = variant(demo_model, tmp_path, model_type="own", architectures=["OwnForCausalLM"],
+                  auto_map=own)
     (out / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     assert "code of its own, which is never run" in refused(f"--text={TEXT}", out)
     shutil.rmtree(out)
@@ -314,7 +324,8 @@ def test_damaged_models(refused, demo_model, tmp_path):
     out = variant(demo_model, tmp_path)
     weights = load_file(out / "model.safetensors")
     name = "model.layers.3.mlp.up_proj.weight"
-    save_file({k: w for k, w in weights.items() if k != name}, out / "model.safetensors", {"format": "pt"})
+    save_file({k: w for k, w in weights.items() if k != name},
+              out / "model.safetensors", {"format": "pt"})
     assert f"lacks 1 of the model's tensors, {name}" in refused(f"--text={TEXT}", out)
     weights[name] = torch.full_like(weights[name], math.nan)
     save_file(weights, out / "model.safetensors", {"format": "pt"})
@@ -345,7 +356,8 @@ def test_failed_allocations_are_one_sentence(refused, demo_model, monkeypatch):
 
 
 def test_full_disk(refused, demo_model, monkeypatch):
-    monkeypatch.setattr(language.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+    full = SimpleNamespace(free=1000)
+    monkeypatch.setattr(language.shutil, "disk_usage", lambda _: full)
     told = refused("-q", f"--text={TEXT}", f"--against={demo_model}", demo_model, "--low-memory")
     assert "set TMPDIR" in told
 
@@ -380,9 +392,11 @@ def lines(tmp_path):
 
 
 def plain_vectors(directory, pooling):
-    tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModel.from_pretrained(directory)
     with torch.inference_mode():
-        hidden = [model(**tokenizer(line, return_tensors="pt")).last_hidden_state[0] for line in LINES]
+        hidden = [model(**tokenizer(line, return_tensors="pt")).last_hidden_state[0]
+                  for line in LINES]
     found = torch.stack([{"mean": h.mean(0), "cls": h[0], "last": h[-1]}[pooling] for h in hidden])
     return torch.nn.functional.normalize(found, dim=1).double()
 
@@ -393,8 +407,8 @@ def spearman(a, b):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_embedding_figures_are_those_of_a_plain_computation(evaluate, encoder, copy_of, lines, pooling,
-                                                            tmp_path):
+def test_embedding_figures_are_those_of_a_plain_computation(evaluate, encoder, copy_of, lines,
+                                                            pooling, tmp_path):
     pair = []
     for name, source in ("original", encoder), ("copy", copy_of(encoder, "--quality", "12")):
         pair.append(tmp_path / name)
@@ -403,12 +417,13 @@ def test_embedding_figures_are_those_of_a_plain_computation(evaluate, encoder, c
             key = {"cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}[pooling]
             (pair[-1] / "1_Pooling").mkdir()
             (pair[-1] / "1_Pooling" / "config.json").write_text(
-                json.dumps({"word_embedding_dimension": 64, key: True, "pooling_mode_max_tokens": False}))
+                json.dumps({"word_embedding_dimension": 64, key: True,
+                            "pooling_mode_max_tokens": False}))
     found = evaluate(f"--text={lines}", f"--against={pair[0]}", pair[1])
     a, b = (plain_vectors(path, pooling) for path in pair)
     cosine = (a * b).sum(1)
     upper = np.triu_indices(len(LINES), 1)
-    assert found["kind"] == "embedding" and found["pooling"] == pooling and found["lines"] == len(LINES)
+    assert (found["kind"], found["pooling"], found["lines"]) == ("embedding", pooling, len(LINES))
     assert found["cosine_mean"] == pytest.approx(cosine.mean().item(), abs=1e-5)
     assert found["cosine_min"] == pytest.approx(cosine.min().item(), abs=1e-5)
     assert found["cosine_mean"] < 0.9999

@@ -104,7 +104,7 @@ def test_usage_errors_of_hyperfs_eval(tools, args, words):
 
 
 def test_hyperfs_eval_reads_its_options_without_torch(tools, tmp_path):
-    """An environment in which torch cannot be imported: help works, the rest says what is missing."""
+    """Where torch cannot be imported help works, and the rest says what is missing."""
     (tmp_path / "torch.py").write_text("raise ImportError('no torch', name='torch')")
     code = "import sys; from hyperfs_eval.cli import main; sys.exit(main(sys.argv[1:]))"
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT / 'eval'}"}

@@ -166,8 +166,8 @@ def test_plot_sorts_layers_by_number_and_shares_columns(tools, image_of, tmp_pat
 
 def test_plot_of_hostile_names_is_well_formed(tools, image_of, tmp_path):
     source = tmp_path / "x.safetensors"
-    names = ["<script>alert(1)</script>&\"'", "\ufffe\uffff", "\x1b]0;t\x07\n", "]]>", "a" * 5000, "",
-             "0", "." * 9, "layers.99999999999999999999999.w", "\u202e\U0001f600"]
+    names = ["<script>alert(1)</script>&\"'", "\ufffe\uffff", "\x1b]0;t\x07\n", "]]>", "a" * 5000,
+             "", "0", "." * 9, "layers.99999999999999999999999.w", "\u202e\U0001f600"]
     write_tensors(source, names)
     shown = titles(run([tools.dump, "--plot=-", image_of(source)]).stdout)
     assert len(shown) == len(names)
@@ -202,8 +202,8 @@ def limit_files():
 def test_plot_that_cannot_be_written_leaves_the_old_one(tools, demo_model, image_of, tmp_path):
     image, picture = image_of(demo_model, "--quality", "small"), tmp_path / "p.svg"
     picture.write_text("old")
-    for target, options in (picture, {"preexec_fn": limit_files}), ("/dev/full", {}), (tmp_path, {}), \
-            (tmp_path / "no" / "p.svg", {}):
+    for target in picture, "/dev/full", tmp_path, tmp_path / "no" / "p.svg":
+        options = {"preexec_fn": limit_files} if target == picture else {}
         done = run([tools.dump, f"--plot={target}", image], check=False, **options)
         assert done.returncode == 1 and done.stderr.count("\n") == 1
         assert str(target) in done.stderr and "cannot be written" in done.stderr
