@@ -48,7 +48,7 @@ def q4_0(flat):
 
 
 def int4_g128(flat):
-    """Round to nearest: 128 numbers from 0 to 15, a scale of 16 bits and a zero point of 4."""
+    """int4 by rounding to nearest: 128 numbers from 0 to 15, a scale of 16 bits and a zero point of 4."""
     g = groups(flat, 128)
     low, high = g.amin(1, keepdim=True).clamp(max=0), g.amax(1, keepdim=True).clamp(min=0)
     scale = nonzero(((high - low) / 15).half().float())
@@ -84,7 +84,7 @@ def scalar(flat, db: float):
     return number * step, -(counts * (counts / counts.sum()).log2()).sum().item()
 
 
-FORMATS = {"Q8_0": q8_0, "Q4_0": q4_0, "int4, groups of 128": int4_g128, "NF4": nf4} | {
+FORMATS = {"Q8_0": q8_0, "Q4_0": q4_0, "int4 g128": int4_g128, "NF4": nf4} | {
     f"scalar, {db} dB": functools.partial(scalar, db=db) for db in (18, 23, 29, 35)}
 
 

@@ -255,7 +255,7 @@ def tell(report: Report, name: str, rows: list[dict], about: dict, peers: dict):
                f"the original {about['perplexity']:.3f} ± {about['error']:.3f}.\n")
     report.table(*preset_table(rows))
     report.add("### By size\n")
-    report.table(["stored with", "bits a weight", "change of perplexity", "KL, nats a token", "± ",
+    report.table(["stored with", "bits a weight", "change of perplexity", "KL, nats a token", "±",
                   "99th percentile", "top-1"],
                  [[r["name"], f"{r['bits']:.3f}",
                    f"{percent(r['change'])} ± {100 * r['change_error']:.2f}", f"{r['kl_mean']:.2e}",
@@ -288,8 +288,8 @@ def draw(axes, rows: list[dict], peers: dict, key: str):
     others = [r for r in here if not r["name"].startswith("scalar")]
     axes.plot([r["bits"] for r in others], [r[key] for r in others], "o", ls="", ms=5,
               color="tab:purple", label="formats measured here")
-    for r in others:
-        axes.annotate(r["name"], (r["bits"], r[key]), fontsize=7, xytext=(5, -8),
+    for i, r in enumerate(sorted(others, key=lambda r: r["bits"]) if not peers else []):
+        axes.annotate(r["name"], (r["bits"], r[key]), fontsize=7, xytext=(5, (-9, 4)[i % 2]),
                       color="tab:purple", textcoords="offset points")
     flat = sorted((r["bits"], r[key]) for r in rows if r["group"] == "flat" and r[key] > 0)
     axes.plot(*zip(*flat), "--", color="tab:orange", lw=1.2, label="hyperfs, one SQNR everywhere")
