@@ -41,7 +41,7 @@ GOALS_MODEL, GOAL_RATIO = "lm", 0.5
 # Figures of bench/peers.csv: perplexity of the original there, and whether its tokens are ours.
 PEERS = {"lm": (37.607, False), "story": (16.916, True)}
 # Bounds and variants that are in peers.csv for other comparisons.
-NOT_SHOWN = ("scalar", "ecsq", "lossless", "bf16", "hf_U2500_ent", "hf_U1600_raw")
+NOT_SHOWN = ("scalar", "ecsq", "lossless", "bf16")
 FAMILIES = {"ggml_": ("k-quants, i-quants", "s", "tab:blue"),
             "bnb_": ("NF4, FP4", "D", "tab:green"), "rtn": ("int4, groups", "^", "tab:brown"),
             "hqq": ("HQQ", "v", "tab:olive"),
@@ -272,7 +272,7 @@ def tell(report: Report, name: str, rows: list[dict], about: dict, peers: dict):
 def draw(axes, rows: list[dict], peers: dict, key: str):
     for prefix, (family, marker, colour) in FAMILIES.items():
         some = [(p["bits"], p[key], m) for m, p in peers.items()
-                if m.startswith(prefix) and not m.startswith(NOT_SHOWN) and p[key] > 0]
+                if m.startswith(prefix) and not m.endswith("_ent") and p[key] > 0]
         if not some:
             continue
         axes.plot([b for b, _, _ in some], [v for _, v, _ in some], marker, ls="", ms=4.5,
@@ -318,6 +318,7 @@ def plot(name: str, rows: list[dict], about: dict, peers: dict):
     least = min(r["kl_mean"] for r in rows if r["kl_mean"] > 0)
     left.set_ylim(least / 2, max(r["kl_mean"] for r in rows) * 3)
     draw(right, shown, others, "change")
+    right.set_ylim(top=10 * max(r["change"] for r in shown if r["group"] == "flat"))
     noise = 100 * about["error"] / about["perplexity"]
     right.set(title=f"{name}: change of perplexity (text: ± {noise:.0f} %)", ylabel="%")
     left.legend(fontsize=7, loc="upper right")
