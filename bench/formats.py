@@ -48,7 +48,7 @@ def q4_0(flat):
 
 
 def int4_g128(flat):
-    """int4 by rounding to nearest: 128 numbers from 0 to 15, a scale of 16 bits and a zero point of 4."""
+    """Rounding to nearest: 128 numbers from 0 to 15, a scale of 16 bits, a zero point of 4."""
     g = groups(flat, 128)
     low, high = g.amin(1, keepdim=True).clamp(max=0), g.amax(1, keepdim=True).clamp(min=0)
     scale = nonzero(((high - low) / 15).half().float())

@@ -225,7 +225,8 @@ def tell_formats(report: Report, name: str, rows: list[dict], peers: dict):
     report.add("Formats of bench/formats.py are measured here, on the same predictions"
                + ("." if name not in PEERS else
                   "; those with a star stand in bench/peers.csv, "
-                  + ("measured on the same tokens." if PEERS[name][1] else
+                  + ("measured on the same tokens. There matrices below 16,384 elements stayed "
+                     "exact." if PEERS[name][1] else
                      f"measured on other windows of the same text (perplexity {PEERS[name][0]} "
                      "there): so divergence and relative change are compared, and formats that are "
                      "in both tell how far the windows differ.")))
