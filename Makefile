@@ -63,11 +63,13 @@ IMAGE_OBJ := $(call obj,$(IMAGE_SRC))
 TEST_BIN  := $(TEST_SRC:tests/unit/%.c=$B/tests/%)
 FAULT_TOOLS := $B/tests/inject.so $B/tests/soak
 
-MANPAGES    := $(wildcard man/*.[0-9])
-COMPLETIONS := $(wildcard completions/*)
+# hyperfs-eval needs torch: it has an installation of its own.
+MANPAGES    := $(filter-out man/hyperfs-eval.1,$(wildcard man/*.[0-9]))
+COMPLETIONS := $(filter-out %/hyperfs-eval.bash,$(wildcard completions/*))
 BINDIR       = $(DESTDIR)$(PREFIX)/bin
 MANDIR       = $(DESTDIR)$(PREFIX)/share/man
 COMPDIR      = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+EVALDIR      = $(PREFIX)/lib/hyperfs-eval
 
 VENV := build/venv
 # Of make soak and soak-memory.
@@ -121,7 +123,8 @@ $B/tests/soak: tests/soak/soak.c
 
 # One Python environment for the demo and all tests, made once.
 $(VENV)/base.stamp: tests/requirements.txt
-$(VENV)/loaders.stamp: tests/loaders/requirements.txt $(VENV)/base.stamp
+$(VENV)/eval.stamp: eval/requirements.txt $(VENV)/base.stamp
+$(VENV)/loaders.stamp: tests/loaders/requirements.txt $(VENV)/eval.stamp
 $(VENV)/bench.stamp: bench/requirements.txt $(VENV)/base.stamp
 $(VENV)/%.stamp:
 	@echo "  pip  $<"
@@ -129,7 +132,16 @@ $(VENV)/%.stamp:
 	$(Q)$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# hyperfs-eval from this source tree; without $(VENV)/eval.stamp it only reads its options.
+$B/hyperfs-eval: Makefile
+	@mkdir -p $(@D)
+	$(Q)printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -m hyperfs_eval "$$@"\n' \
+	    "$(CURDIR)/eval" "$(CURDIR)/$(VENV)/bin/python" > $@
+	$(Q)chmod +x $@
+
 # `make` reads pkg-config when it starts a rule, so what follows `deps` runs in a second make.
+eval: deps ## build/hyperfs-eval: what loss does to your own model (downloads torch once)
+	@$(MAKE) --no-print-directory $B/hyperfs-eval $(VENV)/eval.stamp
 demo: deps ## store a language model, mount it, let mlx-lm write text from the mount
 	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
 	@demo/demo.sh
@@ -137,13 +149,13 @@ table: deps ## the table of sizes and quality in README.md
 	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python demo/table.py models/demo demo/text.txt
 test: deps ## unit tests, real mounts, faults, load; ends with "N passed, M failed"
-	@$(MAKE) --no-print-directory all test-programs $(VENV)/base.stamp
+	@$(MAKE) --no-print-directory all test-programs $B/hyperfs-eval $(VENV)/base.stamp
 	@$(RUN_TESTS) unit mount faults soak
 test-unit: deps ## the codec, the image and the writer, in memory
 	@$(MAKE) --no-print-directory test-programs $(VENV)/base.stamp
 	@$(RUN_TESTS) unit
 test-mount: deps ## the tools and unmodified loaders against real mounts
-	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
+	@$(MAKE) --no-print-directory all $B/hyperfs-eval $(VENV)/base.stamp
 	@$(RUN_TESTS) mount
 test-faults: deps ## damage, kills and failing calls at full size: 1,000 damaged images, 200 kills
 	@$(MAKE) --no-print-directory all $(FAULT_TOOLS) $(VENV)/base.stamp
@@ -163,19 +175,19 @@ test-all: ## all that finds errors, in the order of docs/testing.md (about an ho
 	@$(MAKE) --no-print-directory SAN=address,undefined test
 	@$(MAKE) --no-print-directory soak soak-memory
 test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
-	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp
+	@$(MAKE) --no-print-directory all $B/hyperfs-eval $(VENV)/loaders.stamp
 	@$(RUN_TESTS) loaders
 test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
 	@scripts/ports.sh s390x arm64
 	@$(RUN_TESTS) ports
-bench: bench-codec bench-perplexity bench-imatrix bench-read ## all measurements: tables in bench/results, plots in docs
+bench: bench-codec bench-quality bench-imatrix bench-read ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
 	@$(MAKE) --no-print-directory all $B/bench/speed $(VENV)/bench.stamp
 	@HYPERFS_BUILD=$B $(VENV)/bin/python bench/codec.py
-bench-perplexity: deps ## what loss does to a model's predictions, beside other formats (torch)
+bench-quality: deps ## size against perplexity and divergence, beside other formats (torch)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
-	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/perplexity.py
+	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/quality.py
 bench-read: deps ## speed of mounts beside FUSE itself and squashfuse, memory, processor time (root)
 	@scripts/deps.sh $(DEPS_BENCH_READ)
 	@$(MAKE) --no-print-directory $(if $(HYPERFS_BUILD),,all) $(BENCH_READ) $(VENV)/loaders.stamp $(VENV)/bench.stamp
@@ -213,7 +225,7 @@ lint: ## check the sources (format, cppcheck), the manual pages and the scripts
 	clang-format --dry-run -Werror $(SOURCES)
 	cppcheck -q --std=c11 --enable=warning,performance --suppressions-list=.cppcheck --error-exitcode=1 -I. \
 	    -D_GNU_SOURCE -DHYPERFS_VERSION='""' $(filter %.c,$(filter-out tests/unit/%,$(SOURCES)))
-	mandoc -T lint -W warning $(MANPAGES)
+	mandoc -T lint -W warning $(wildcard man/*.[0-9])
 	shellcheck $(SCRIPTS)
 
 install: all ## install into PREFIX (/usr/local), below DESTDIR if that is set
@@ -221,7 +233,18 @@ install: all ## install into PREFIX (/usr/local), below DESTDIR if that is set
 	install $(BIN) $(BINDIR)
 	install -m 644 $(COMPLETIONS) $(COMPDIR)
 	$(foreach m,$(MANPAGES),install -m 644 $m $(MANDIR)/man$(subst .,,$(suffix $m)) &&) :
-uninstall: ## remove what install put there
+install-eval: ## install hyperfs-eval with its Python environment (downloads torch) into PREFIX/lib
+	@test -z "$(DESTDIR)" || { echo "install-eval: a Python environment cannot be moved: no DESTDIR" >&2; exit 1; }
+	install -d $(BINDIR) $(MANDIR)/man1 $(COMPDIR)
+	python3 -m venv $(EVALDIR)
+	$(EVALDIR)/bin/pip install --quiet --disable-pip-version-check ./eval
+	rm -rf eval/build eval/*.egg-info
+	ln -sf $(EVALDIR)/bin/hyperfs-eval $(BINDIR)/hyperfs-eval
+	install -m 644 man/hyperfs-eval.1 $(MANDIR)/man1
+	install -m 644 completions/hyperfs-eval.bash $(COMPDIR)
+uninstall: ## remove what install and install-eval put there
+	rm -rf $(DESTDIR)$(EVALDIR)
+	rm -f $(BINDIR)/hyperfs-eval $(MANDIR)/man1/hyperfs-eval.1 $(COMPDIR)/hyperfs-eval.bash
 	rm -f $(TOOLS:%=$(BINDIR)/%) $(COMPLETIONS:completions/%=$(COMPDIR)/%) \
 	    $(foreach m,$(MANPAGES),$(MANDIR)/man$(subst .,,$(suffix $m))/$(notdir $m))
 
@@ -234,6 +257,6 @@ help: ## list the targets
 
 .PHONY: all test-programs demo table test test-unit test-mount test-faults soak soak-memory \
         valgrind test-all test-loaders test-ports bench bench-codec \
-        bench-perplexity bench-imatrix bench-read figures deps fmt lint install \
+        bench-quality bench-imatrix bench-read figures deps fmt lint install eval install-eval \
         uninstall clean distclean help
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

@@ -12,26 +12,31 @@
 #define PROGRAM "dump.hyperfs"
 
 enum { EXIT_BAD = 1, EXIT_USAGE = 2 };
-enum { OPT_FILES = 256, OPT_TENSORS, OPT_JSON, OPT_VERSION };
+enum { OPT_FILES = 256, OPT_TENSORS, OPT_JSON, OPT_PLOT, OPT_VERSION };
 
 static const struct option long_options[] = {
-    {"files", no_argument, NULL, OPT_FILES},     {"tensors", no_argument, NULL, OPT_TENSORS},
-    {"json", no_argument, NULL, OPT_JSON},       {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, OPT_VERSION}, {NULL, 0, NULL, 0},
+    {"files", no_argument, NULL, OPT_FILES},
+    {"tensors", no_argument, NULL, OPT_TENSORS},
+    {"json", no_argument, NULL, OPT_JSON},
+    {"plot", required_argument, NULL, OPT_PLOT},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
 };
 
 static const char help[] =
     "Usage: dump.hyperfs [OPTION]... IMAGE\n"
     "Shows what is in a hyperfs image, how big it is and how exact.\n"
     "\n"
-    "      --files    list the tree, with the stored bytes of each file\n"
-    "      --tensors  list the tensors: type, shape, code, bits a weight, SQNR, errors\n"
-    "      --json     print one JSON document: the summary, and the lists asked for\n"
-    "  -h, --help     print this help\n"
-    "      --version  print the version\n";
+    "      --files      list the tree, with the stored bytes of each file\n"
+    "      --tensors    list the tensors: type, shape, code, bits a weight, SQNR, errors\n"
+    "      --json       print one JSON document: the summary, and the lists asked for\n"
+    "      --plot=FILE  draw size and SQNR of the tensors to FILE (SVG; -: stdout)\n"
+    "  -h, --help       print this help\n"
+    "      --version    print the version\n";
 
 struct options {
-    const char *image;
+    const char *image, *plot;
     bool files, tensors, json, done;
 };
 
@@ -73,7 +78,7 @@ static int print(const struct options *o, struct dump *d, struct hfs_error *err)
         hfs_json_start(d->doc, stdout);
         hfs_json_text(d->doc, "image", o->image);
     }
-    if (o->json || (!o->files && !o->tensors))
+    if (o->json || (!o->files && !o->tensors && o->plot == NULL))
         r = dump_summary(d, err);
     if (r == 0 && o->files)
         r = dump_files(d, err);
@@ -83,6 +88,8 @@ static int print(const struct options *o, struct dump *d, struct hfs_error *err)
         r = dump_tensors(d, err);
     if (o->json)
         hfs_json_end(d->doc);
+    if (r == 0 && o->plot != NULL)
+        r = dump_plot(d, o->plot, err);
     return r;
 }
 
@@ -104,6 +111,9 @@ static int parse(struct options *o, int argc, char **argv)
         case OPT_JSON:
             o->json = true;
             break;
+        case OPT_PLOT:
+            o->plot = optarg;
+            break;
         case 'h':
             o->done = fputs(help, stdout) >= 0;
             return 0;
@@ -111,6 +121,8 @@ static int parse(struct options *o, int argc, char **argv)
             o->done = puts(PROGRAM " (hyperfs) " HYPERFS_VERSION) >= 0;
             return 0;
         default:
+            if (optopt == OPT_PLOT)
+                return USAGE("--plot needs the name of a file, or -");
             if (optopt >= OPT_FILES || (optopt == 'h' && strncmp(argv[optind - 1], "--", 2) == 0))
                 return USAGE("%.*s takes no argument", (int)strcspn(argv[optind - 1], "="),
                              argv[optind - 1]);
@@ -123,6 +135,8 @@ static int parse(struct options *o, int argc, char **argv)
         return USAGE("no IMAGE given");
     if (argc - optind > 1)
         return USAGE("one IMAGE at a time: '%s' is one too many", argv[optind + 1]);
+    if (o->plot != NULL && strcmp(o->plot, "-") == 0 && (o->files || o->tensors || o->json))
+        return USAGE("--plot=- goes to stdout, where nothing else can go");
     o->image = argv[optind];
     return 0;
 }

@@ -22,6 +22,13 @@ int dump_summary(struct dump *d, struct hfs_error *err);
 int dump_files(struct dump *d, struct hfs_error *err);
 int dump_tensors(struct dump *d, struct hfs_error *err);
 
+/* Draws the tensors to the file of that name, "-" for stdout. It is replaced when the picture is
+ * whole; never the image. */
+int dump_plot(struct dump *d, const char *path, struct hfs_error *err);
+
+/* The code of a tensor; NULL: it is empty or its bytes are all zero. */
+const struct hc_code *dump_code(struct dump *d, const struct hfs_tensor *t);
+
 /* Stored bytes of a segment's blocks; 0 where the index cannot be read. */
 uint64_t dump_stored(struct dump *d, const struct hfs_segment *seg);
 

@@ -50,8 +50,7 @@ static uint64_t first_of(const struct table *t, uint32_t inode)
     return low;
 }
 
-/* NULL: the tensor is empty or its bytes are all zero. */
-static const struct hc_code *code_of(struct dump *d, const struct hfs_tensor *t)
+const struct hc_code *dump_code(struct dump *d, const struct hfs_tensor *t)
 {
     struct hfs_segment seg;
 
@@ -104,7 +103,7 @@ static void print_tensor(const struct table *table, uint64_t number)
     const struct hc_code *code;
 
     hfs_image_tensor(table->d->img, number, &t);
-    code = code_of(table->d, &t);
+    code = dump_code(table->d, &t);
     shape_text(shape, sizeof shape, &t);
     if (t.elements > 0)
         snprintf(bits, sizeof bits, "%.2f", 8 * (double)t.stored / (double)t.elements);
@@ -157,7 +156,7 @@ static void json_tensor(struct dump *d, const char *path, uint64_t number)
     const struct hc_code *code;
 
     hfs_image_tensor(d->img, number, &t);
-    code = code_of(d, &t);
+    code = dump_code(d, &t);
     hfs_json_object(j, NULL);
     hfs_json_text(j, "file", path);
     hfs_json_bytes(j, "name", t.name, t.name_len);

@@ -1,6 +1,7 @@
-"""The four command lines: help, manual page, completion and behaviour say the same."""
+"""The five command lines: help, manual page, completion and behaviour say the same."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from conftest import run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = {"mkhyperfs": "mkhyperfs.1", "hyperfs": "hyperfs.1", "fsck.hyperfs": "fsck.hyperfs.8",
-         "dump.hyperfs": "dump.hyperfs.8"}
+         "dump.hyperfs": "dump.hyperfs.8", "hyperfs-eval": "hyperfs-eval.1"}
 USAGE = {"fsck.hyperfs": 16}  # fsck(8) has numbers of its own
 COMPLETE = r'''
 . "$1"
@@ -85,3 +86,30 @@ def test_usage_errors(tool, name, args, tmp_path):
     if args and args[0].startswith("-"):
         assert args[0] in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["model"], "no text given"), (["--text=t", "--windows=x", "model"], "'x' is no number"),
+    (["--text=t", "--windows=1", "--tokens=9", "model"], "exclude each other"),
+    (["--text=t", "--threads=0", "model"], "'0' is no number from 1"),
+    (["--text=t", "--context=1", "model"], "'1' is no number from 2"),
+    (["--text=t", "--dtype=int4", "model"], "'int4'"), (["model", "--text"], "--text"),
+    (["--tex=t", "model"], "unknown option '--tex=t'"), (["--", "-model"], "no text given"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_usage_errors_of_hyperfs_eval(tools, args, words):
+    done = run([tools.mkhyperfs.parent / "hyperfs-eval", *args], check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    sentence, hint = done.stderr.splitlines()
+    assert words in sentence and sentence.startswith("hyperfs-eval: ")
+
+
+def test_hyperfs_eval_reads_its_options_without_torch(tools, tmp_path):
+    """Where torch cannot be imported help works, and the rest says what is missing."""
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch', name='torch')")
+    code = "import sys; from hyperfs_eval.cli import main; sys.exit(main(sys.argv[1:]))"
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT / 'eval'}"}
+    done = run([sys.executable, "-c", code, "--help"], env=env)
+    assert done.stdout.startswith("Usage: hyperfs-eval")
+    done = run([sys.executable, "-c", code, "--text=t", "model"], check=False, env=env)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "torch is missing" in done.stderr and "make eval" in done.stderr
