@@ -90,7 +90,9 @@ static int leave(void *ctx, const struct hfs_walk_item *item)
 
 static void look_at_attributes(struct hfs_image *img, const struct hfs_info *info)
 {
-    struct hfs_xattrs *x = hfs_xattrs_new(img);
+    struct hfs_reader *reader;
+    FUZZ_CHECK(hfs_reader_new(img, 1 << 20, 1, &reader) == 0);
+    struct hfs_xattrs *x = hfs_xattrs_new(img, reader);
     FUZZ_CHECK(x != NULL);
     for (uint32_t n = 0; n < info->inodes && n < MOST_ATTRIBUTES; n++) {
         struct hfs_inode ino;
@@ -105,6 +107,7 @@ static void look_at_attributes(struct hfs_image *img, const struct hfs_info *inf
         FUZZ_CHECK(hfs_xattrs_get(x, n, "security.x", value) == -ENODATA);
     }
     hfs_xattrs_free(x);
+    hfs_reader_free(reader);
 }
 
 static void look_at_tree(struct hfs_image *img, const struct hfs_info *info)

@@ -90,6 +90,25 @@ static bool read_piece(struct hfs_reader *reader, const struct hfs_inode *ino,
     return true;
 }
 
+/* Blocks decoded before they are asked for. */
+static void read_ahead(struct hfs_reader *reader, const struct hfs_inode *ino,
+                       const struct whole *whole, struct fuzz_random *r)
+{
+    struct hfs_cache_key key;
+    uint64_t at = ino->size ? fuzz_below(r, ino->size) : 0, end;
+    for (int i = 0; i < READS && at < ino->size; i++, at = end) {
+        size_t len;
+        end = hfs_reader_block(reader, ino, at, &key, &len);
+        FUZZ_CHECK(end > at && end <= ino->size && len <= HC_MAX_BLOCK_BYTES);
+        if (fuzz_below(r, 2))
+            hfs_reader_fetch(reader, ino, at, end);
+        if (len == 0 || fuzz_below(r, 2))
+            continue;
+        int e = hfs_reader_ahead(reader, &key, len);
+        FUZZ_CHECK(e == 0 || e == -EAGAIN || whole->bad[at]);
+    }
+}
+
 static bool read_file(struct hfs_image *img, struct hfs_reader *reader, uint32_t number,
                       struct fuzz_random *r)
 {
@@ -103,6 +122,8 @@ static bool read_file(struct hfs_image *img, struct hfs_reader *reader, uint32_t
         uint64_t offset = fuzz_below(r, ino.size + 2);
         size_t size = fuzz_below(r, i % 2 ? 100 : HFS_READ_MAX + 1);
         good = read_piece(reader, &ino, &whole, i ? offset : 0, size) && good;
+        if (i % 4 == 0)
+            read_ahead(reader, &ino, &whole, r);
     }
     struct hfs_read read;
     FUZZ_CHECK(hfs_reader_read(reader, &ino, 0, HFS_READ_MAX + 1, &read) == -EINVAL);
