@@ -187,6 +187,7 @@ test-all: ## all that finds errors, in the order of docs/testing.md (about an ho
 	@$(MAKE) --no-print-directory test valgrind test-faults test-loaders
 	@$(MAKE) --no-print-directory SAN=address,undefined test
 	@$(MAKE) --no-print-directory soak soak-memory
+	@$(MAKE) --no-print-directory fuzz
 test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
 	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp
 	@$(RUN_TESTS) loaders
