@@ -38,6 +38,7 @@ DEPS := build-essential pkg-config libfuse3-dev fuse3 libzstd-dev libjansson-dev
 DEPS_BENCH := liblz4-dev time
 DEPS_BENCH_READ := squashfuse squashfs-tools util-linux
 DEPS_LINT := clang-format mandoc shellcheck cppcheck
+DEPS_FUZZ := clang llvm libclang-rt-14-dev
 
 TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
 BIN   := $(TOOLS:%=$B/%)
@@ -53,8 +54,13 @@ DUMP_SRC  := $(wildcard fs/dump*.c) fs/walk.c fs/json.c
 LIB_SRC   := $(CODEC_SRC) codec/kdtree.cpp $(IMAGE_SRC) fs/cache.c \
              $(filter-out mkhyperfs/main.c,$(MKFS_SRC))
 TEST_SRC  := $(wildcard tests/unit/test_*.c)
+# A fuzz target is a file tests/fuzz/fuzz_NAME.c; tests/fuzz/fuzz.h says what it needs.
+FUZZ_NAMES := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_SRC   := $(addprefix tests/fuzz/,fuzz.c codecs.c image_parts.c image_edit.c image_mutate.c) \
+              fs/walk.c fs/mount_xattr.c fs/mount_read.c
+REPLAY_BIN := $(FUZZ_NAMES:%=$B/tests/replay_%)
 SOURCES    = $(wildcard codec/*.[ch] codec/*.cpp fs/*.[ch] mkhyperfs/*.[ch] tests/unit/*.[ch] tests/faults/*.c \
-                      tests/soak/*.c bench/*.[ch])
+                      tests/soak/*.c tests/fuzz/*.[ch] bench/*.[ch])
 SCRIPTS    = .ci/run $(wildcard demo/*.sh scripts/*.sh bench/*.sh tests/*.sh)
 
 obj = $(patsubst %,$B/obj/%.o,$(1))
@@ -108,7 +114,7 @@ $B/tests/libhyperfs.a: $(call obj,$(LIB_SRC))
 $(TEST_BIN): $B/tests/%: $B/obj/tests/unit/%.c.o $B/tests/libhyperfs.a
 	@echo "  link $@"
 	$(Q)$(CXX) $(OPT) $(HARDEN_LINK) $(LDFLAGS) -o $@ $^ $(LDLIBS_TEST) $(LDLIBS_JSON) $(LDLIBS_ZSTD)
-test-programs: $(TEST_BIN) $(FAULT_TOOLS)
+test-programs: $(TEST_BIN) $(FAULT_TOOLS) replay-programs
 
 # Faults for the tools as they are: a library for LD_PRELOAD, never built with a sanitizer. And a
 # reader for long runs on a mount.
@@ -120,6 +126,25 @@ $B/tests/soak: tests/soak/soak.c
 	@mkdir -p $(@D)
 	@echo "  link $@"
 	$(Q)$(CC) -std=c11 -O2 -g -D_GNU_SOURCE $(WARN) -pthread -o $@ $<
+
+$B/tests/libfuzz.a: $(call obj,$(FUZZ_SRC))
+	@mkdir -p $(@D) && rm -f $@
+	@ar rcs $@ $^
+LINK_FUZZ = $(Q)$(CC) $(OPT) $(HARDEN_LINK) $(LDFLAGS) -o $@ $^ $(LDLIBS_JSON) $(LDLIBS_ZSTD)
+$(REPLAY_BIN): $B/tests/replay_%: $B/obj/tests/fuzz/fuzz_%.c.o $B/obj/tests/fuzz/replay.c.o $B/tests/libfuzz.a $B/tests/libhyperfs.a
+	@echo "  link $@"
+	$(LINK_FUZZ)
+$B/tests/seeds: $B/obj/tests/fuzz/seeds.c.o $B/obj/tests/fuzz/seeds_faults.c.o $B/tests/libfuzz.a $B/tests/libhyperfs.a
+$B/tests/mend: $B/obj/tests/fuzz/mend.c.o $B/tests/libfuzz.a $B/tests/libhyperfs.a
+$B/tests/seeds $B/tests/mend:
+	@echo "  link $@"
+	$(LINK_FUZZ)
+FUZZ_BIN := $(FUZZ_NAMES:%=$B/fuzz_%)
+$(FUZZ_BIN): $B/fuzz_%: $B/obj/tests/fuzz/fuzz_%.c.o $B/obj/tests/fuzz/libfuzzer.c.o $B/tests/libfuzz.a $B/tests/libhyperfs.a
+	@echo "  link $@"
+	$(Q)$(CC) $(OPT) $(HARDEN_LINK) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(LDLIBS_JSON) $(LDLIBS_ZSTD)
+fuzz-programs: $(FUZZ_BIN)
+replay-programs: $(REPLAY_BIN)
 
 # One Python environment for the demo and all tests, made once.
 $(VENV)/base.stamp: tests/requirements.txt
@@ -150,10 +175,10 @@ table: deps ## the table of sizes and quality in README.md
 	@HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error $(VENV)/bin/python demo/table.py models/demo demo/text.txt
 test: deps ## unit tests, real mounts, faults, load; ends with "N passed, M failed"
 	@$(MAKE) --no-print-directory all test-programs $B/hyperfs-eval $(VENV)/base.stamp
-	@$(RUN_TESTS) unit mount faults soak
-test-unit: deps ## the codec, the image and the writer, in memory
+	@$(RUN_TESTS) unit corpus mount faults soak
+test-unit: deps ## the codec, the image and the writer, in memory; hostile inputs
 	@$(MAKE) --no-print-directory test-programs $(VENV)/base.stamp
-	@$(RUN_TESTS) unit
+	@$(RUN_TESTS) unit corpus
 test-mount: deps ## the tools and unmodified loaders against real mounts
 	@$(MAKE) --no-print-directory all $B/hyperfs-eval $(VENV)/base.stamp
 	@$(RUN_TESTS) mount
@@ -174,12 +199,27 @@ test-all: ## all that finds errors, in the order of docs/testing.md (about an ho
 	@$(MAKE) --no-print-directory test valgrind test-faults test-loaders
 	@$(MAKE) --no-print-directory SAN=address,undefined test
 	@$(MAKE) --no-print-directory soak soak-memory
+	@$(MAKE) --no-print-directory fuzz
 test-loaders: deps ## torch and transformers against real mounts (downloads torch once)
 	@$(MAKE) --no-print-directory all $B/hyperfs-eval $(VENV)/loaders.stamp
 	@$(RUN_TESTS) loaders
 test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-user: the same bytes (installs cross compilers)
 	@scripts/ports.sh s390x arm64
 	@$(RUN_TESTS) ports
+# Nested makes build with clang into folders of their own.
+FUZZ_MAKE = $(MAKE) --no-print-directory CC=clang CXX=clang++ WARN= HARDEN= HARDEN_LINK=
+fuzz: deps ## fuzz hostile inputs under sanitizers: SECONDS=60 of each target, JOBS=1, TARGET=image
+	@scripts/deps.sh $(DEPS_FUZZ)
+	@$(FUZZ_MAKE) B=build/fuzz OPT='-O2 -g -fno-omit-frame-pointer \
+	    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined' fuzz-programs
+	@python3 tests/fuzz/run.py fuzz $(or $(SECONDS),60) $(or $(JOBS),1) $(TARGET)
+fuzz-coverage: deps ## the lines that the inputs of the fuzz targets reach
+	@scripts/deps.sh $(DEPS_FUZZ)
+	@$(FUZZ_MAKE) B=build/coverage OPT='-O1 -g -fprofile-instr-generate -fcoverage-mapping' replay-programs
+	@python3 tests/fuzz/run.py coverage $(TARGET)
+fuzz-seeds: deps ## write the inputs of tests/corpus that are made by rule (tests/fuzz/seeds_faults.c)
+	@$(MAKE) --no-print-directory $B/tests/seeds $B/tests/mend
+	@$B/tests/seeds tests/corpus
 bench: bench-codec bench-quality bench-imatrix bench-read ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
@@ -258,5 +298,6 @@ help: ## list the targets
 .PHONY: all test-programs demo table test test-unit test-mount test-faults soak soak-memory \
         valgrind test-all test-loaders test-ports bench bench-codec \
         bench-quality bench-imatrix bench-read figures deps fmt lint install eval install-eval \
-        uninstall clean distclean help
+        uninstall clean distclean help \
+        fuzz fuzz-coverage fuzz-seeds fuzz-programs replay-programs
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

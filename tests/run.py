@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Runs tests and closes with one line, "N passed, M failed".
 
-    tests/run.py unit|mount|faults|soak|loaders|ports ...
+    tests/run.py unit|corpus|mount|faults|soak|loaders|ports ...
 
-unit: the cmocka programs of tests/unit; the others: pytest in that folder of tests/.
+unit: the cmocka programs of tests/unit; corpus: the fuzz targets on tests/corpus and on a few
+mutants of it; the others: pytest in that folder of tests/.
 HYPERFS_BUILD names the build folder (build). A program that crashes, a test file that does not
 load and a group without a test count as failed.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / os.environ.get("HYPERFS_BUILD", "build")
 UNIT_TIMEOUT_S = 600
+MUTANTS = 2000
 
 
 class Count:
@@ -29,10 +31,10 @@ class Count:
         return f"{self.passed} passed, {self.failed} failed{skipped}"
 
 
-def run_cmocka(program, count):
-    """Counts the lines of the Test Anything Protocol that cmocka prints."""
+def run_tap(program, count, *args):
+    """Counts the lines of the Test Anything Protocol that cmocka and tests/fuzz/replay.c print."""
     try:
-        done = subprocess.run([program], cwd=ROOT, timeout=UNIT_TIMEOUT_S, text=True,
+        done = subprocess.run([program, *args], cwd=ROOT, timeout=UNIT_TIMEOUT_S, text=True,
                               errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               env={**os.environ, "CMOCKA_MESSAGE_OUTPUT": "TAP"})
         output, status = done.stdout, done.returncode
@@ -57,8 +59,20 @@ def run_cmocka(program, count):
 def run_unit(count):
     sources = sorted((ROOT / "tests/unit").glob("test_*.c"))
     for source in sources:
-        run_cmocka(BUILD / "tests" / source.stem, count)
+        run_tap(BUILD / "tests" / source.stem, count)
     if not sources:
+        count.failed += 1
+
+
+def run_corpus(count):
+    """Inputs of a target lie in tests/corpus/TARGET. The read target opens images too, but
+    what is an error of an image's tables is none for it: there names do not tell its verdict."""
+    targets = sorted(path.stem.removeprefix("fuzz_")
+                     for path in (ROOT / "tests/fuzz").glob("fuzz_*.c"))
+    for target in targets:
+        args = ["-n", "tests/corpus/image"] if target == "read" else [f"tests/corpus/{target}"]
+        run_tap(BUILD / "tests" / f"replay_{target}", count, "-m", str(MUTANTS), *args)
+    if not targets:
         count.failed += 1
 
 
@@ -81,11 +95,12 @@ def run_pytest(group, count):
 
 def main():
     groups = sys.argv[1:]
-    if not groups or set(groups) - {"unit", "mount", "faults", "soak", "loaders", "ports"}:
+    if not groups or set(groups) - {"unit", "corpus", "mount", "faults", "soak", "loaders", "ports"}:
         sys.exit(__doc__.strip())
     count = Count()
+    own = {"unit": run_unit, "corpus": run_corpus}
     for group in groups:
-        run_unit(count) if group == "unit" else run_pytest(group, count)
+        own[group](count) if group in own else run_pytest(group, count)
     print(count.line(), flush=True)
     sys.exit(count.failed != 0)
 
