@@ -212,7 +212,7 @@ fuzz: deps ## fuzz hostile inputs under sanitizers: SECONDS=60 of each target, J
 	@scripts/deps.sh $(DEPS_FUZZ)
 	@$(FUZZ_MAKE) B=build/fuzz OPT='-O2 -g -fno-omit-frame-pointer \
 	    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined' fuzz-programs
-	@python3 tests/fuzz/run.py fuzz $(or $(SECONDS),60) $(or $(JOBS),1) $(TARGET)
+	@python3 tests/fuzz/run.py fuzz $(if $(filter command,$(origin SECONDS)),$(SECONDS),60) $(or $(JOBS),1) $(TARGET)
 fuzz-coverage: deps ## the lines that the inputs of the fuzz targets reach
 	@scripts/deps.sh $(DEPS_FUZZ)
 	@$(FUZZ_MAKE) B=build/coverage OPT='-O1 -g -fprofile-instr-generate -fcoverage-mapping' replay-programs
