@@ -16,10 +16,10 @@
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <syslog.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fs/mount_log.h"
+#include "fs/mount_loop.h"
 #include "fs/mount_ops.h"
 #include "fs/mount_options.h"
 #include "fs/mount_sandbox.h"
@@ -256,14 +256,13 @@ static int detach(int ready)
     return 0;
 }
 
-static int loop_once(struct mount *m)
+/* libfuse's own loop is the only one that can open the device more than once. */
+static int loop_with_clones(struct mount *m)
 {
-    if (m->o->single)
-        return fuse_session_loop(m->session);
     struct fuse_loop_config *config = fuse_loop_cfg_create();
     if (!config)
         return -ENOMEM;
-    fuse_loop_cfg_set_clone_fd(config, (unsigned)m->o->clone_fd);
+    fuse_loop_cfg_set_clone_fd(config, 1);
     fuse_loop_cfg_set_max_threads(config, m->o->threads);
     fuse_loop_cfg_set_idle_threads(config, m->o->threads);
     int result = fuse_session_loop_mt(m->session, config);
@@ -271,23 +270,18 @@ static int loop_once(struct mount *m)
     return result;
 }
 
-/* libfuse ends the whole loop where it cannot start a thread (-1) or find memory for its buffer.
- * The mount goes on: requests wait in the kernel until there is memory again. */
 static int loop(struct mount *m)
 {
-    static const struct timespec moment = {.tv_nsec = 100 * 1000 * 1000};
-    bool said = false;
+    sigset_t before;
+    mount_loop_hold_signals(&before);
     int result = hfs_ahead_new(m->fs.reader, ahead_threads(), &m->fs.ahead);
     if (result < 0) /* slower, and no less right */
         mount_log(LOG_WARNING, "%s: nothing is decoded ahead of readers: %s", m->mountpoint,
                   strerror(-result));
-    while ((result = loop_once(m)) == -ENOMEM || result == -1) {
-        if (!said)
-            mount_log(LOG_ERR, "%s: no memory for a thread; requests wait", m->mountpoint);
-        said = true;
-        nanosleep(&moment, NULL);
-    }
-    return result;
+    if (!m->o->clone_fd || m->o->single)
+        return mount_loop(m->session, m->o->single ? 1 : m->o->threads, &before);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return loop_with_clones(m);
 }
 
 /* False if the mount has been removed by somebody else. */

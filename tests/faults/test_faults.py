@@ -1,7 +1,9 @@
 """Whatever fails while a tool runs: the image under the target's name is the old one or the new one,
 whole; the source is as it was; nothing is left behind; and the user reads one sentence."""
 
+import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -454,6 +456,34 @@ def test_mount_every_call_fails(calls, action, tmp_path, tiny, image_of):
             unmount(point)
     assert errors > 0 or action != "ENOMEM", "no request met a fault"
     assert refused > 0 or action == "short", "no start met a fault"
+
+
+def test_allocations_fail_under_load(tmp_path, tiny, image_of):
+    """Readers of a mount that is short of memory again and again get an error or the right bytes.
+    Nobody waits for ever: no request is lost."""
+    print(f"seed: HYPERFS_SEED={SEED}")
+    dice = random.Random(SEED)
+    image, point = image_of(tiny, "-j1", "--lossless"), tmp_path / "mnt"
+    point.mkdir()
+    expected = {p.relative_to(tiny): p.read_bytes() for p in tiny.rglob("*") if p.is_file()}
+    met = 0
+    for _ in range(15):
+        injector = Injector(tmp_path, "alloc", 0, "ENOMEM")
+        run([TOOLS.hyperfs, "-o", "max_threads=16", image, point], env=injector.env)
+        try:
+            with concurrent.futures.ThreadPoolExecutor(12) as pool:
+                readers = [pool.submit(read_files, point, expected) for _ in range(120)]
+                while not all(r.done() for r in readers):
+                    injector.arm(dice.randrange(1, 40))
+                    concurrent.futures.wait(readers, 0.001)
+                errors = [e for r in readers for e in r.result(60)]
+            injector.arm(0)
+            assert {number for _, number in errors} <= {errno.ENOMEM, errno.EIO}, errors
+            assert read_files(point, expected) == [], "a later read fails too"
+            met += injector.hits
+        finally:
+            unmount(point)
+    assert met > 100
 
 
 # ---- what no fault shows ----
