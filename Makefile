@@ -3,7 +3,7 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 CC      ?= cc
 CXX     ?= c++
-VERSION := 0.1.0
+VERSION := 0.2.0
 Q := $(if $(V),,@)
 comma := ,
 

@@ -79,6 +79,8 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     }
     conn->want |= conn->capable & (FUSE_CAP_ASYNC_READ | FUSE_CAP_CACHE_SYMLINKS |
                                    FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS_AUTO);
+    /* Not to lower what an administrator, or udev, has allowed: the kernel takes the smaller. */
+    conn->max_readahead = 64u << 20;
     conn->max_read = m->max_read; /* libfuse wants it here and among the mount options */
     m->started = true;
 }

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { PROCESS = 8 << 20 };
+
 /* What one decoder needs besides the block it decodes into. */
 struct scratch {
     struct scratch *next; /* in the list of free ones */
@@ -133,7 +135,9 @@ int hfs_reader_new(struct hfs_image *img, size_t memory, unsigned decoders, stru
     if (r->decoders == 0)
         r->decoders = 1;
     size_t all = r->decoders * each;
-    r->capacity = all < memory / 2 ? memory - all : memory / 2;
+    /* What the allocator and the program itself take, so that the whole process stays within. */
+    size_t base = memory / 16 < PROCESS ? memory / 16 : PROCESS;
+    r->capacity = all < memory / 2 ? memory - all - base : memory / 2 - base;
     r->given_words = (size_t)(info.block_count / 64 + 1);
     r->given = calloc(r->given_words, sizeof *r->given);
     int error = r->given ? hfs_cache_new(r->capacity, decode, r, &r->cache) : -ENOMEM;

@@ -4,7 +4,7 @@ cli.py reads the command line and prints; it and verdict.py need the standard li
 other modules need torch and transformers and are imported late.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 class Problem(Exception):

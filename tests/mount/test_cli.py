@@ -63,7 +63,7 @@ def test_every_option_that_help_names_exists(tool):
 
 
 def test_version(tool, name):
-    assert run([tool, "--version"]).stdout == f"{name} (hyperfs) 0.1.0\n"
+    assert run([tool, "--version"]).stdout == f"{name} (hyperfs) 0.2.0\n"
 
 
 def test_help_fits_a_terminal(tool, name):

@@ -9,7 +9,7 @@ from conftest import mounted, run
 
 
 def test_there_are_golden_images():
-    assert len(READ) >= 6 and len(REFUSED) >= 2 and len(READ) + len(REFUSED) == len(IMAGES)
+    assert len(READ) >= 12 and len(REFUSED) >= 4 and len(READ) + len(REFUSED) == len(IMAGES)
 
 
 @pytest.mark.parametrize("image", READ, ids=name)
