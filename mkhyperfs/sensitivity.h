@@ -22,8 +22,9 @@ struct mk_evidence {
     const char *what; /* for the report: "importance matrix" */
 };
 
-/* The offset of a tensor in dB. evidence may be NULL. text, unless NULL, receives the rules that
- * matched: "tied embedding +8 dB", or "" if none did. */
+/* The offset of a tensor in dB. evidence, unless NULL, takes the place of the rules that name
+ * layers; those for kinds stay. text, unless NULL, receives the rules that matched: "tied embedding
+ * +8 dB", or "" if none did. */
 double mk_offset(const struct mk_role *role, const struct mk_evidence *evidence,
                  char text[MK_RULE_TEXT]);
 

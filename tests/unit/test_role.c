@@ -356,14 +356,18 @@ static void test_shares_and_grouped_queries(void **state)
     assert_true(role_in(&m, NULL, "a", embedding).queries == 1);
 }
 
-static void test_evidence_takes_the_place_of_the_rules(void **state)
+static void test_evidence_takes_the_place_of_rules_for_layers(void **state)
 {
     (void)state;
     char text[MK_RULE_TEXT];
-    struct mk_role tied = {.kind = MK_TIED_EMBEDDING, .layer = -1, .share = 0.1};
+    struct mk_role down = {.kind = MK_MLP_DOWN, .layer = 0, .layers = 4};
     struct mk_evidence measured = {.offset_db = -1.5, .what = "importance matrix"};
-    assert_true(mk_offset(&tied, &measured, text) == -1.5);
-    assert_string_equal(text, "importance matrix -1.5 dB");
+    double kind =
+        mk_offset(&(struct mk_role){.kind = MK_MLP_DOWN, .layer = 1, .layers = 4}, NULL, NULL);
+    assert_true(mk_offset(&down, NULL, NULL) > kind);
+    assert_true(mk_offset(&down, &measured, text) == kind - 1.5);
+    assert_non_null(strstr(text, "importance matrix -1.5 dB"));
+    assert_null(strstr(text, "layer 0"));
 }
 
 int main(void)
@@ -377,7 +381,7 @@ int main(void)
         cmocka_unit_test(test_hostile_configs_say_nothing),
         cmocka_unit_test(test_rules_add_up),
         cmocka_unit_test(test_shares_and_grouped_queries),
-        cmocka_unit_test(test_evidence_takes_the_place_of_the_rules),
+        cmocka_unit_test(test_evidence_takes_the_place_of_rules_for_layers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
