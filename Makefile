@@ -220,7 +220,10 @@ fuzz-coverage: deps ## the lines that the inputs of the fuzz targets reach
 fuzz-seeds: deps ## write the inputs of tests/corpus that are made by rule (tests/fuzz/seeds_faults.c)
 	@$(MAKE) --no-print-directory $B/tests/seeds $B/tests/mend
 	@$B/tests/seeds tests/corpus
-bench: bench-codec bench-quality bench-imatrix bench-read ## all measurements: tables in bench/results, plots in docs
+bench-sensitivity: deps ## which tensors' noise harms a model's predictions most, and rules from that (torch)
+	@$(MAKE) --no-print-directory all $(VENV)/loaders.stamp $(VENV)/bench.stamp
+	@HYPERFS_BUILD=$B HF_HUB_OFFLINE=1 $(VENV)/bin/python bench/sensitivity.py
+bench: bench-codec bench-quality bench-sensitivity bench-imatrix bench-read ## all measurements: tables in bench/results, plots in docs
 bench-codec: deps ## size and speed of the code, with pass or miss beside each limit
 	@scripts/deps.sh $(DEPS_BENCH)
 	@$(MAKE) --no-print-directory all $B/bench/speed $(VENV)/bench.stamp
@@ -297,7 +300,7 @@ help: ## list the targets
 
 .PHONY: all test-programs demo table test test-unit test-mount test-faults soak soak-memory \
         valgrind test-all test-loaders test-ports bench bench-codec \
-        bench-quality bench-imatrix bench-read figures deps fmt lint install eval install-eval \
+        bench-quality bench-sensitivity bench-imatrix bench-read figures deps fmt lint install eval install-eval \
         uninstall clean distclean help \
         fuzz fuzz-coverage fuzz-seeds fuzz-programs replay-programs
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

@@ -71,8 +71,10 @@ static struct hc_code choose(const struct synth *s)
     const size_t len[2] = {s->block, s->block};
     struct hc_code code;
     struct hc_scan *scan = hc_scan_new(HC_BF16);
-    if (!scan)
-        check(-ENOMEM);
+    if (!scan) {
+        fprintf(stderr, "synth: out of memory\n");
+        exit(1);
+    }
     hc_scan_block(scan, s->weights, s->block);
     hc_scan_block(scan, s->zeros, s->block);
     check(hc_choose(scan, &target, s->work, sample, len, 2, &code));
