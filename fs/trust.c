@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codec/bytes.h"
 #include "fs/image_private.h"
 
 enum { PIECE = 64 << 10 };
@@ -57,19 +58,34 @@ static int hash_section(const struct hfs_image *img, const struct hfs_section_en
     return r;
 }
 
+/* The section directory as it was read when the image was opened, and is used from then on. */
+static void add_directory(const struct hfs_image *img, struct hfs_digest_root *sum)
+{
+    for (unsigned i = 0; i < img->nsections; i++) {
+        const struct hfs_section_entry *sec = &img->sections[i];
+        struct hfs_disk_section disk;
+        store32(disk.type, sec->type);
+        store16(disk.flags, (uint16_t)sec->flags);
+        store16(disk.packing, (uint16_t)sec->packing);
+        store64(disk.offset, sec->offset);
+        store64(disk.stored_size, sec->stored_size);
+        store64(disk.raw_size, sec->raw_size);
+        store64(disk.checksum, sec->checksum);
+        hfs_digest_root_add(sum, &disk, sizeof disk);
+    }
+}
+
 /* Reads the hashes of sections and leaves and computes the root from them. */
 static int compute_root(const struct hfs_image *img, const struct hfs_section_entry *digest,
                         struct hfs_trust *t, struct hfs_hash *root)
 {
-    const size_t dir_bytes = img->nsections * sizeof(struct hfs_disk_section);
-    uint8_t *buf = malloc(PIECE > dir_bytes ? PIECE : dir_bytes);
+    uint8_t *buf = malloc(PIECE);
     struct hfs_digest_root sum;
+    int r = 0;
     if (!buf)
         return -ENOMEM;
     hfs_digest_root_begin(&sum, (const struct hfs_disk_super *)img->super);
-    int r = hfs_read_at(img->fd, buf, dir_bytes, img->dir_offset);
-    if (r == 0)
-        hfs_digest_root_add(&sum, buf, dir_bytes);
+    add_directory(img, &sum);
     for (unsigned i = 0; i < img->nsections && r == 0; i++) {
         if (&img->sections[i] == digest)
             continue;
