@@ -1,4 +1,5 @@
-/* An importance matrix, GGUF or the older form: what is read of it is finite, named once and sorted. */
+/* An importance matrix, GGUF or the older form: what is read of it is finite, named once and
+ * sorted. */
 #include <errno.h>
 #include <math.h>
 #include <string.h>
