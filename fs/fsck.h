@@ -68,7 +68,11 @@ struct fsck {
     uint32_t listed, room; /* of the list: used, allocated */
 };
 
-/* Finds the tensor record of a segment: its number, or UINT64_MAX. */
+/* Reads the tensor records, once. 0, also where their section is damaged, which is a finding of its
+ * own: segments then have none. -ENOMEM. */
+int fsck_load_tensors(struct fsck *f);
+
+/* Finds the tensor record of a segment, loading them first: its number, or UINT64_MAX. */
 uint64_t fsck_tensor_of(struct fsck *f, uint64_t segment);
 
 /* Counts a block and, if it cannot be read, remembers it with the reason. */

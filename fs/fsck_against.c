@@ -554,6 +554,9 @@ int fsck_against(struct fsck *f, bool *differs, struct hfs_error *err)
     struct against x = {.f = f, .err = err, .source = -1};
     int r = hfs_image_meta(f->img, &x.meta, err);
 
+    /* What a tensor states is in its record: without memory for these, all would be beyond it. */
+    if (r == 0 && fsck_load_tensors(f) < 0)
+        r = hfs_fail(err, ENOMEM, "not enough memory for the tensors of %s", f->opt.image);
     if (r == 0)
         r = open_source(&x);
     if (r < 0)

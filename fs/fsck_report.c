@@ -29,17 +29,24 @@ static int compare_refs(const void *a, const void *b)
     return x->segment < y->segment ? -1 : x->segment > y->segment;
 }
 
-/* Without a readable TENSORS section names stay unknown; its damage is a finding of its own. */
-static void load_tensors(struct fsck *f)
+int fsck_load_tensors(struct fsck *f)
 {
     uint64_t count = 0;
+    int r;
 
+    if (f->tensors_loaded)
+        return 0;
+    r = hfs_image_tensors(f->img, &count, NULL);
+    if (r == -ENOMEM)
+        return r;
     f->tensors_loaded = true;
-    if (hfs_image_tensors(f->img, &count, NULL) < 0 || count == 0)
-        return;
+    if (r < 0 || count == 0)
+        return 0;
     f->tensors = malloc(count * sizeof *f->tensors);
-    if (f->tensors == NULL)
-        return;
+    if (f->tensors == NULL) {
+        f->tensors_loaded = false;
+        return -ENOMEM;
+    }
     for (uint64_t i = 0; i < count; i++) {
         struct hfs_tensor t;
 
@@ -48,6 +55,7 @@ static void load_tensors(struct fsck *f)
             f->tensors[f->ntensors++] = (struct fsck_tensor_ref){t.segment, i};
     }
     qsort(f->tensors, f->ntensors, sizeof *f->tensors, compare_refs);
+    return 0;
 }
 
 uint64_t fsck_tensor_of(struct fsck *f, uint64_t segment)
@@ -55,9 +63,7 @@ uint64_t fsck_tensor_of(struct fsck *f, uint64_t segment)
     struct fsck_tensor_ref key = {segment, 0};
     const struct fsck_tensor_ref *found;
 
-    if (!f->tensors_loaded)
-        load_tensors(f);
-    if (f->ntensors == 0)
+    if (fsck_load_tensors(f) < 0 || f->ntensors == 0)
         return UINT64_MAX;
     found = bsearch(&key, f->tensors, f->ntensors, sizeof *f->tensors, compare_refs);
     return found != NULL ? found->tensor : UINT64_MAX;

@@ -9,6 +9,8 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "fs/error.h"
+
 enum { MK_MAX_CONFIG = 16 << 20, MK_MAX_LAYERS = 100000 };
 
 struct mk_config {
@@ -17,11 +19,20 @@ struct mk_config {
     int layers;           /* 1 .. MK_MAX_LAYERS; 0 not said */
 };
 
-/* A small file's JSON; NULL if it is none, or cannot be read. The caller frees it by json_decref.
- */
-json_t *mk_config_load(const char *path);
+/* A small file's JSON: NULL if there is no such file or it is none. A file that is there and cannot
+ * be read, or no memory, is an error: it might say how the weights must be stored. The caller frees
+ * *out by json_decref. */
+int mk_config_load(const char *path, json_t **out, struct hfs_error *err);
 
-/* Of root/DIRECTORY/config.json, where path is DIRECTORY/FILE. -ENOMEM. */
-int mk_config_read(const char *root, const char *path, struct mk_config *out);
+/* Whether there is such a file; an error as above where that cannot be told. */
+int mk_config_exists(const char *path, bool *exists, struct hfs_error *err);
+
+/* Of the config.json beside root/path. */
+int mk_config_read(const char *root, const char *path, struct mk_config *out,
+                   struct hfs_error *err);
+
+/* root/DIRECTORY/config.json, where path is DIRECTORY/FILE; the caller frees it. NULL: no memory.
+ */
+char *mk_config_path(const char *root, const char *path);
 
 #endif

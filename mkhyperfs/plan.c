@@ -8,6 +8,7 @@
 
 #include "fs/format.h"
 #include "fs/ui.h"
+#include "mkhyperfs/config.h"
 #include "mkhyperfs/target.h"
 
 /* ---- headers ---- */
@@ -81,32 +82,31 @@ static int make_items(struct mk_file *f, struct hfs_error *err)
     return 0;
 }
 
-/* Whether there is a config.json in the directory of root/path. */
-static bool beside_config(const char *root, const char *path)
+static int beside_config(const char *root, const char *path, bool *beside, struct hfs_error *err)
 {
-    const char *slash = strrchr(path, '/');
-    char *config;
-    if (asprintf(&config, "%s/%.*sconfig.json", root, slash ? (int)(slash + 1 - path) : 0, path) <
-        0)
-        return false;
-    bool there = access(config, F_OK) == 0;
+    char *config = mk_config_path(root, path);
+    if (!config)
+        return hfs_fail(err, ENOMEM, "out of memory");
+    int r = mk_config_exists(config, beside, err);
     free(config);
-    return there;
+    return r;
 }
 
 /* A file is known by several names in a Hugging Face cache; any of them can tell. */
 static int place_of(const struct mk_source *src, const struct mk_file *f, struct mk_place *place,
                     struct hfs_error *err)
 {
+    int r = 0;
     *place = (struct mk_place){.path = f->names[0]};
-    for (size_t i = 0; i < f->nnames && !place->kept; i++) {
-        int r = mk_policy_file(src->root, f->names[i], &place->kept);
-        if (r == 0 && !place->model && beside_config(src->root, f->names[i]))
+    for (size_t i = 0; i < f->nnames && !place->kept && r == 0; i++) {
+        bool beside = false;
+        r = mk_policy_file(src->root, f->names[i], &place->kept, err);
+        if (r == 0 && !place->model)
+            r = beside_config(src->root, f->names[i], &beside, err);
+        if (beside)
             place->model = f->names[i];
-        if (r < 0)
-            return hfs_fail(err, -r, "out of memory");
     }
-    return 0;
+    return r;
 }
 
 static int decide(struct mk_policy *policy, const struct mk_source *src, struct mk_file *f,
@@ -144,14 +144,14 @@ static void balance(const struct mk_options *opt, struct mk_source *src)
     src->mean_offset = weights > 0 ? sum / weights : 0;
 }
 
-static int note(struct mk_policy *policy, const struct mk_source *src, const struct mk_file *f)
+static int note(struct mk_policy *policy, const struct mk_source *src, const struct mk_file *f,
+                struct hfs_error *err)
 {
     int r = 0;
-    for (size_t i = 0; i < f->nnames && r == 0; i++) {
-        r = mk_policy_note(policy, f->names[i], &f->plan->header);
-        if (r == 0)
-            r = mk_policy_config(policy, src->root, f->names[i]);
-    }
+    for (size_t i = 0; i < f->nnames && r == 0; i++)
+        r = mk_policy_note(policy, f->names[i], &f->plan->header) < 0
+                ? hfs_fail(err, ENOMEM, "out of memory")
+                : mk_policy_config(policy, src->root, f->names[i], err);
     return r;
 }
 
@@ -176,8 +176,8 @@ static int decide_all(const struct mk_options *opt, struct mk_source *src, struc
     int r = 0;
     for (size_t i = 0; i < src->nfiles && r == 0; i++) {
         const struct mk_file *f = src->files[i];
-        if (f->plan->safetensors && note(policy, src, f) < 0)
-            r = hfs_fail(err, ENOMEM, "out of memory");
+        if (f->plan->safetensors)
+            r = note(policy, src, f, err);
     }
     if (r == 0 && opt->imatrix)
         r = weigh(opt, src, policy, &importance, err);

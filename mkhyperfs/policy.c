@@ -178,9 +178,9 @@ int mk_policy_note(struct mk_policy *p, const char *path, const struct st_header
     return mk_roles_note(p->roles, path, h);
 }
 
-int mk_policy_config(struct mk_policy *p, const char *root, const char *path)
+int mk_policy_config(struct mk_policy *p, const char *root, const char *path, struct hfs_error *err)
 {
-    return mk_roles_config(p->roles, root, path);
+    return mk_roles_config(p->roles, root, path, err);
 }
 
 /* A float tensor beside packed weights holds their scales, zero points or the like. It is always
@@ -216,33 +216,39 @@ static bool says_quantised(const json_t *top, const char *key)
     return false;
 }
 
-/* Whether a file of the table in the directory (ends with '/', dir_len bytes) says so. */
-static int by_directory(const char *dir, size_t dir_len, const char **why)
+/* Whether the file of the table's row i, in the directory (ends with '/', dir_len bytes), says so.
+ */
+static int by_one_config(const char *dir, size_t dir_len, size_t i, bool *says,
+                         struct hfs_error *err)
 {
-    for (size_t i = 0; i < COUNT(by_config) && !*why; i++) {
-        char *path;
-        if (asprintf(&path, "%.*s%s", (int)dir_len, dir, by_config[i].file) < 0)
-            return -ENOMEM;
-        json_t *top = by_config[i].key ? mk_config_load(path) : NULL;
-        if (by_config[i].key ? says_quantised(top, by_config[i].key) : access(path, F_OK) == 0)
-            *why = by_config[i].why;
-        json_decref(top);
-        free(path);
-    }
-    return 0;
+    char *path;
+    if (asprintf(&path, "%.*s%s", (int)dir_len, dir, by_config[i].file) < 0)
+        return hfs_fail(err, ENOMEM, "out of memory");
+    json_t *top = NULL;
+    int r = by_config[i].key ? mk_config_load(path, &top, err) : mk_config_exists(path, says, err);
+    if (r == 0 && by_config[i].key)
+        *says = says_quantised(top, by_config[i].key);
+    json_decref(top);
+    free(path);
+    return r;
 }
 
-int mk_policy_file(const char *root, const char *path, const char **why)
+int mk_policy_file(const char *root, const char *path, const char **why, struct hfs_error *err)
 {
     char *full;
     *why = NULL;
     if (asprintf(&full, "%s/%s", root, path) < 0)
-        return -ENOMEM;
+        return hfs_fail(err, ENOMEM, "out of memory");
     const char *name = strrchr(full, '/') + 1;
     for (size_t i = 0; i < COUNT(by_file_name) && !*why; i++)
         if (fnmatch(by_file_name[i].glob, name, 0) == 0)
             *why = by_file_name[i].why;
-    int r = by_directory(full, (size_t)(name - full), why);
+    int r = 0;
+    for (size_t i = 0; i < COUNT(by_config) && !*why && r == 0; i++) {
+        bool says = false;
+        r = by_one_config(full, (size_t)(name - full), i, &says, err);
+        *why = says ? by_config[i].why : NULL;
+    }
     free(full);
     return r;
 }

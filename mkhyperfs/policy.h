@@ -54,16 +54,17 @@ void mk_policy_free(struct mk_policy *p); /* NULL is allowed */
  * and modules may lie in several files of one directory. -ENOMEM. */
 int mk_policy_note(struct mk_policy *p, const char *path, const struct st_header *h);
 
-/* Reads the config.json beside root/path, for the roles of tensors (role.h). -ENOMEM. */
-int mk_policy_config(struct mk_policy *p, const char *root, const char *path);
+/* Reads the config.json beside root/path, for the roles of tensors (role.h). */
+int mk_policy_config(struct mk_policy *p, const char *root, const char *path,
+                     struct hfs_error *err);
 
 /* What is known of the layers, from now on; NULL: nothing. p does not own it. */
 void mk_policy_importance(struct mk_policy *p, const struct mk_importance *importance);
 
 /* Why all tensors of the file root/path are kept, by its name or because a config.json or its
  * like says that the model in its directory is quantised: *why is static, or NULL. A config
- * that cannot be read or is no JSON says nothing. -ENOMEM. */
-int mk_policy_file(const char *root, const char *path, const char **why);
+ * that is no JSON says nothing; one that cannot be read is an error. */
+int mk_policy_file(const char *root, const char *path, const char **why, struct hfs_error *err);
 
 /* -ENOMEM. */
 int mk_policy_decide(struct mk_policy *p, const struct mk_place *place, const struct st_tensor *t,

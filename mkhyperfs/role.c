@@ -362,15 +362,15 @@ int mk_roles_note(struct mk_roles *r, const char *path, const struct st_header *
     return 0;
 }
 
-int mk_roles_config(struct mk_roles *r, const char *root, const char *path)
+int mk_roles_config(struct mk_roles *r, const char *root, const char *path, struct hfs_error *err)
 {
     struct model *m = get_model(r, path);
     if (!m)
-        return -ENOMEM;
+        return hfs_fail(err, ENOMEM, "out of memory");
     if (m->config)
         return 0;
     m->config = true;
-    return mk_config_read(root, path, &m->about);
+    return mk_config_read(root, path, &m->about, err);
 }
 
 /* ---- roles ---- */

@@ -48,9 +48,9 @@ void mk_roles_free(struct mk_roles *r); /* NULL is allowed */
 
 /* Remembers the tensors of the file `path` (below SOURCE). -ENOMEM. */
 int mk_roles_note(struct mk_roles *r, const char *path, const struct st_header *h);
-/* Reads root/DIRECTORY/config.json, where path is DIRECTORY/FILE, unless it is known already. One
- * that cannot be read, is no JSON, or has numbers out of range says nothing. -ENOMEM. */
-int mk_roles_config(struct mk_roles *r, const char *root, const char *path);
+/* Reads the config.json beside root/path, unless it is known already. One that is no JSON, or has
+ * numbers out of range, says nothing; one that cannot be read is an error. */
+int mk_roles_config(struct mk_roles *r, const char *root, const char *path, struct hfs_error *err);
 
 /* Roles of tensors in the file `path`. -ENOMEM. */
 int mk_role_of(const struct mk_roles *r, const char *path, const struct st_tensor *t,

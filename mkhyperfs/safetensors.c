@@ -1,7 +1,6 @@
 #include "mkhyperfs/safetensors.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include "codec/bytes.h"
+#include "mkhyperfs/json.h"
 
 /* The header as a stream. jansson gets one byte a call, so that after each value the stream
  * stands right behind it and `at` is the place of whatever is wrong. */
@@ -144,13 +144,13 @@ static int value(struct reader *r, char first, const char *what, uint64_t limit,
     uint64_t start = r->at;
     r->limit = r->end - r->at > limit ? r->at + limit : r->end;
     json_error_t e;
-    *out = json_load_callback(
-        give_byte, r, JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &e);
-    if (*out)
+    int status = mk_json_load(
+        give_byte, r, JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, out, &e);
+    if (status == 0)
         return 0;
     if (r->status < 0)
         return r->status;
-    if (json_error_code(&e) == json_error_out_of_memory)
+    if (status == -ENOMEM)
         return hfs_fail(r->err, ENOMEM, "out of memory");
     if (r->at == r->end)
         return broken(r, r->at, "the header ends within %s", what);

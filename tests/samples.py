@@ -28,7 +28,7 @@ def tiny(root):
     dice = np.random.default_rng(1)
     (root / "sub").mkdir(parents=True)
     write_safetensors(root / "model.safetensors", {
-        "weight": ("F32", gaussian(dice, 64, 48)),
+        "model.layers.0.mlp.up_proj.weight": ("F32", gaussian(dice, 64, 72)),  # stored with loss
         "zeros": ("F32", np.zeros((64, 64), "<f4")),
         "numbers": ("I64", dice.integers(0, 1 << 40, 100))})
     (root / "config.json").write_text('{"model_type": "test"}\n')

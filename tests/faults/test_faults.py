@@ -50,7 +50,10 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image(tiny, image_of):
-    return image_of(tiny, "-j1")
+    image = image_of(tiny, "-j1")
+    codes = run([TOOLS.dump, "--tensors", image]).stdout
+    assert "trajectory" in codes and "planes" in codes, f"a code is not tested:\n{codes}"
+    return image
 
 
 def sentences(text):
@@ -137,6 +140,21 @@ def test_mkhyperfs_every_allocation_fails(tmp_path, target, tiny):
 def test_mkhyperfs_short_reads_and_writes(tmp_path, target, tiny):
     made, survived = mkhyperfs_under(tmp_path, target, tiny, TRANSFERS, "short")
     assert made == survived > 50, "a short read or write is no error"
+
+
+@pytest.mark.parametrize("calls, action", [("io", "EIO"), ("io", "EACCES"), ("alloc", "ENOMEM")])
+def test_a_config_that_cannot_be_read_is_not_missing(calls, action, tmp_path, tiny, image_of):
+    """Weights of a quantised model are never stored with loss because its config.json was met by a
+    fault; nor is a key in it taken for another one, nor a tensor's name."""
+    source = tmp_path / "quantised"
+    shutil.copytree(tiny, source, symlinks=True)
+    (source / "config.json").write_text(json.dumps(
+        {"model_type": "test", "quantization_config": {"bits": 8, "quant_method": "of a test"}}))
+    image = image_of(source, "-j1")
+    assert ", 0 as exact as stated" in run([TOOLS.fsck, f"--against={source}", image]).stdout
+    target = Target(tmp_path / "target", None, image.read_bytes())
+    made, survived = mkhyperfs_under(tmp_path, target, source, calls, action)
+    assert made > 100 and survived < made / 2
 
 
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "for ever"])

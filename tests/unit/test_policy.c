@@ -256,7 +256,7 @@ static bool quantised(const char *file, const char *text)
     assert_non_null(f);
     fputs(text, f);
     fclose(f);
-    assert_int_equal(mk_policy_file(dir, "model.safetensors", &why), 0);
+    assert_int_equal(mk_policy_file(dir, "model.safetensors", &why, NULL), 0);
     assert_int_equal(unlink(path), 0);
     assert_int_equal(rmdir(dir), 0);
     return why != NULL;
@@ -281,9 +281,9 @@ static void test_files_of_optimisers(void **state)
 {
     (void)state;
     const char *why;
-    assert_int_equal(mk_policy_file("/nonexistent", "a/optimizer.safetensors", &why), 0);
+    assert_int_equal(mk_policy_file("/nonexistent", "a/optimizer.safetensors", &why, NULL), 0);
     assert_string_equal(why, "state of an optimiser");
-    assert_int_equal(mk_policy_file("/nonexistent", "optimizer/model.safetensors", &why), 0);
+    assert_int_equal(mk_policy_file("/nonexistent", "optimizer/model.safetensors", &why, NULL), 0);
     assert_null(why);
 }
 

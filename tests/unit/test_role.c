@@ -46,7 +46,7 @@ static struct mk_role role_in(const struct model *m, const char *root, const cha
     assert_int_equal(mk_roles_new(&r), 0);
     assert_int_equal(mk_roles_note(r, path, &m->h), 0);
     if (root)
-        assert_int_equal(mk_roles_config(r, root, path), 0);
+        assert_int_equal(mk_roles_config(r, root, path, NULL), 0);
     assert_int_equal(mk_role_of(r, path, t, &role), 0);
     mk_roles_free(r);
     return role;
