@@ -208,11 +208,14 @@ test-ports: all $(VENV)/base.stamp ## s390x (big-endian) and arm64 under qemu-us
 	@$(RUN_TESTS) ports
 # Nested makes build with clang into folders of their own.
 FUZZ_MAKE = $(MAKE) --no-print-directory CC=clang CXX=clang++ WARN= HARDEN= HARDEN_LINK=
-fuzz: deps ## fuzz hostile inputs under sanitizers: SECONDS=60 of each target, JOBS=1, TARGET=image
+fuzz-build: deps
 	@scripts/deps.sh $(DEPS_FUZZ)
 	@$(FUZZ_MAKE) B=build/fuzz OPT='-O2 -g -fno-omit-frame-pointer \
 	    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined' fuzz-programs
+fuzz: fuzz-build ## fuzz hostile inputs under sanitizers: SECONDS=60 of each target, JOBS=1, TARGET=image
 	@python3 tests/fuzz/run.py fuzz $(if $(filter command,$(origin SECONDS)),$(SECONDS),60) $(or $(JOBS),1) $(TARGET)
+fuzz-hours: fuzz-build ## how long the targets' sources, as they are now, were fuzzed (tests/fuzz/hours.csv)
+	@python3 tests/fuzz/run.py hours
 fuzz-coverage: deps ## the lines that the inputs of the fuzz targets reach
 	@scripts/deps.sh $(DEPS_FUZZ)
 	@$(FUZZ_MAKE) B=build/coverage OPT='-O1 -g -fprofile-instr-generate -fcoverage-mapping' replay-programs
@@ -302,5 +305,5 @@ help: ## list the targets
         valgrind test-all test-loaders test-ports bench bench-codec \
         bench-quality bench-sensitivity bench-imatrix bench-read figures deps fmt lint install eval install-eval \
         uninstall clean distclean help \
-        fuzz fuzz-coverage fuzz-seeds fuzz-programs replay-programs
+        fuzz fuzz-build fuzz-hours fuzz-coverage fuzz-seeds fuzz-programs replay-programs
 -include $(wildcard $B/obj/*/*.d $B/obj/*/*/*.d)

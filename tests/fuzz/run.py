@@ -2,19 +2,28 @@
 """Runs the fuzz targets, or tells what their inputs cover.
 
     tests/fuzz/run.py fuzz SECONDS JOBS [TARGET...]
+    tests/fuzz/run.py hours
     tests/fuzz/run.py coverage [TARGET...]
 
 fuzz: each target SECONDS long in JOBS processes that share their inputs (build/fuzz/corpus/TARGET;
 those of tests/corpus are read too). Findings are saved in build/fuzz/findings and named; with one
-the exit status is 1.
+the exit status is 1. What was run is added to tests/fuzz/hours.csv, with a checksum of the sources
+that the target was built from.
+
+hours: for each target the processor time that its sources as they are now were fuzzed for; with
+less than GOAL_S, or with a finding in them, the exit status is 1.
 
 coverage: lines of the code that reads hostile bytes, as the inputs of both folders reach
 them, and the lines that none reaches.
 """
 
+import csv
+import datetime
+import hashlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -24,6 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FUZZ = ROOT / "build/fuzz"
 COVERAGE = ROOT / "build/coverage"
 FINDINGS = FUZZ / "findings"
+HOURS = ROOT / "tests/fuzz/hours.csv"
+HOURS_FIELDS = ["date", "target", "sources", "cpu_s", "executions", "findings"]
+GOAL_S = 3600  # of processor time: 30 minutes on each of two cores
 SHARED_CORPUS = {"read": "image"}  # targets that take another one's inputs
 MAX_LEN = 64 << 10
 TIMEOUT_S = 20  # of one input
@@ -113,10 +125,57 @@ def is_finding(path):
     return done.returncode != 0
 
 
+def cpu_seconds():
+    """Of all processes that ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def sources_checksum(target):
+    """Of the sources that a target was built from: the files whose code is in the program, with
+    all headers that they include."""
+    told = subprocess.run(["llvm-dwarfdump", "--debug-info", "--recurse-depth=0",
+                           FUZZ / f"fuzz_{target}"], stdout=subprocess.PIPE, text=True, check=True)
+    files = set()
+    for unit in re.findall(r'DW_AT_name\t\("(.*)"\)', told.stdout):
+        rule = (FUZZ / f"obj/{unit}.d").read_text().split("\n\n")[0]
+        files |= set(rule.partition(":")[2].replace("\\\n", " ").split())
+    total = hashlib.sha256()
+    for name in sorted(files):
+        if not os.path.isabs(name):
+            content = (ROOT / name).read_bytes()
+            total.update(f"{name} {len(content)}\n".encode() + content)
+    return total.hexdigest()[:16]
+
+
+def add_hours(row):
+    empty = not HOURS.exists() or HOURS.stat().st_size == 0
+    with open(HOURS, "a", newline="") as f:
+        writer = csv.DictWriter(f, HOURS_FIELDS, lineterminator="\n")
+        if empty:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def hours(targets):
+    rows = list(csv.DictReader(open(HOURS, newline=""))) if HOURS.exists() else []
+    missing = False
+    print(f"{'target':<12} {'minutes':>8} {'goal':>5} {'executions':>14} {'findings':>9}")
+    for target in targets:
+        sources = sources_checksum(target)
+        mine = [row for row in rows if (row["target"], row["sources"]) == (target, sources)]
+        cpu, runs, found = (sum(int(row[field]) for row in mine)
+                            for field in ("cpu_s", "executions", "findings"))
+        missing |= cpu < GOAL_S or found > 0
+        print(f"{target:<12} {cpu / 60:>8.1f} {GOAL_S / 60:>5.0f} {runs:>14,} {found:>9}")
+    print("minutes: processor time that the sources as they are now were fuzzed for")
+    return missing
+
+
 def fuzz_target(target, seconds, jobs):
     """A row of the table: (executions, executions a second, findings, edges)."""
     before = set(FINDINGS.iterdir())
-    start = time.monotonic()
+    sources, start, cpu = sources_checksum(target), time.monotonic(), cpu_seconds()
     running = [Job(target, number, start + seconds) for number in range(jobs)]
     try:
         while not all([job.finished() for job in running]):
@@ -125,12 +184,14 @@ def fuzz_target(target, seconds, jobs):
         for job in running:
             if job.process.poll() is None:
                 job.process.kill()
-    took = time.monotonic() - start
+    took, used = time.monotonic() - start, cpu_seconds() - cpu
     new = sorted(set(FINDINGS.iterdir()) - before)
     found = [path for path in new if is_finding(path)]
     runs = sum(job.runs for job in running)
     # Processes that ended badly without an artifact (killed, stuck) count too.
     failures = max(len(found), sum(job.failures for job in running) - len(new) + len(found))
+    add_hours({"date": datetime.date.today(), "target": target, "sources": sources,
+               "cpu_s": int(used), "executions": runs, "findings": failures})
     return (runs, runs / took, failures, running[0].cover), found
 
 
@@ -253,7 +314,7 @@ def main():
     targets = all_targets()
     if mode == "fuzz" and len(args) >= 2:
         chosen = args[2:] or targets
-    elif mode == "coverage":
+    elif mode == "coverage" or (mode == "hours" and not args):
         chosen = args or targets
     else:
         sys.exit(__doc__.strip())
@@ -262,7 +323,7 @@ def main():
         sys.exit(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(targets)}")
     if mode == "fuzz":
         sys.exit(fuzz(int(args[0]), int(args[1]), chosen))
-    sys.exit(coverage(chosen))
+    sys.exit(hours(chosen) if mode == "hours" else coverage(chosen))
 
 
 main()
