@@ -2,11 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -157,8 +159,23 @@ void mount_close_inherited(int keep)
     close_range((unsigned)keep + 1, ~0U, 0);
 }
 
+/* What root keeps, to unmount: the call itself, and the way to a mount point in a directory that
+ * is closed to others. */
+static void drop_capabilities(void)
+{
+    const unsigned keep = 1u << CAP_SYS_ADMIN | 1u << CAP_DAC_READ_SEARCH;
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    if (syscall(SYS_capget, &header, sets) < 0)
+        return;
+    struct __user_cap_data_struct kept[_LINUX_CAPABILITY_U32S_3] = {
+        {.effective = sets[0].effective & keep, .permitted = sets[0].permitted & keep}};
+    syscall(SYS_capset, &header, kept);
+}
+
 bool mount_sandbox(bool clone_fd)
 {
+    drop_capabilities();
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     if (SANITIZED)
         return false;

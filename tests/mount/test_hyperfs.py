@@ -11,6 +11,7 @@ import mmap
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -925,7 +926,8 @@ def test_digest_finds_damage(damaged, source, tools):
 
 
 def test_running_mount_holds_little(image, tools, tmp_path):
-    """No way to new privileges, a filter of system calls, no descriptor of who started it."""
+    """No way to new privileges, a filter of system calls, no capability but those for unmounting, no
+    descriptor of who started it."""
     inherited = os.open("/etc/passwd", os.O_RDONLY)
     child = subprocess.Popen([tools.hyperfs, "-f", image, tmp_path], pass_fds=[inherited],
                              stderr=subprocess.PIPE)
@@ -939,6 +941,10 @@ def test_running_mount_holds_little(image, tools, tmp_path):
         assert "NoNewPrivs:\t1" in status
         if "san" not in tools.hyperfs.parent.parts:  # sanitizers need more system calls
             assert "Seccomp:\t2" in status
+        for thread in Path(f"/proc/{child.pid}/task").iterdir():
+            sets = re.findall(r"Cap(Inh|Prm|Eff):\t(\w+)", (thread / "status").read_text())
+            least = 1 << 21 | 1 << 2  # CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH
+            assert len(sets) == 3 and all(int(bits, 16) & ~least == 0 for _, bits in sets)
         opened = {os.readlink(fd) for fd in Path(f"/proc/{child.pid}/fd").iterdir()
                   if int(fd.name) > 2}
         assert "/etc/passwd" not in opened
@@ -948,3 +954,22 @@ def test_running_mount_holds_little(image, tools, tmp_path):
         child.terminate()
         assert child.wait() == 0, child.stderr.read()
     assert not os.path.ismount(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no such directory to mount in")
+def test_root_unmounts_in_a_directory_of_another(image, tools, tmp_path):
+    """What root's mount keeps is enough to take it down at its end."""
+    point = tmp_path / "home" / "mnt"
+    point.mkdir(parents=True)
+    os.chown(point.parent, 65534, 65534)
+    point.parent.chmod(0o700)
+    child = subprocess.Popen([tools.hyperfs, "-f", image, point], stderr=subprocess.PIPE)
+    while not os.path.ismount(point):
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.01)
+    child.terminate()
+    assert child.wait() == 0, child.stderr.read()
+    mounts = Path("/proc/self/mounts").read_text()
+    if str(point) in mounts:
+        subprocess.run(["umount", point], check=True)
+    assert str(point) not in mounts
