@@ -109,7 +109,8 @@ static uint8_t *bytes_grow(struct bytes *b, size_t more)
         b->room = room;
     }
     uint8_t *at = b->p + b->len;
-    memset(at, 0, more);
+    if (more)
+        memset(at, 0, more);
     b->len += more;
     return at;
 }
