@@ -194,6 +194,16 @@ soak-memory: deps ## the same on the ordinary build, with bounds for its memory
 valgrind: deps ## the tools under valgrind: no uninitialised byte, no leak
 	@$(MAKE) --no-print-directory all $(VENV)/base.stamp
 	@BUILD=$B tests/valgrind.sh
+# Of the tests of mounts those of the reading side; the others take most of their time in the encoder.
+SAN_TESTS := unit corpus faults $(addprefix mount/test_,$(addsuffix .py,hyperfs fsck dump corpus golden cli mkhyperfs))
+test-san: deps ## most of make test with AddressSanitizer and UBSan, the locks with ThreadSanitizer
+	@$(MAKE) --no-print-directory SAN=address,undefined all test-programs build/san/hyperfs-eval $(VENV)/base.stamp
+	@HYPERFS_BUILD=build/san $(VENV)/bin/python tests/run.py $(SAN_TESTS)
+	@$(MAKE) --no-print-directory SAN=thread all test-programs
+	@HYPERFS_BUILD=build/tsan $(VENV)/bin/python tests/run.py unit soak
+build-clang: deps ## build everything with clang too, into build/clang; CI=true: warnings are errors
+	@scripts/deps.sh clang
+	@$(MAKE) --no-print-directory CC=clang CXX=clang++ B=build/clang all test-programs
 test-all: ## all that finds errors, in the order of docs/testing.md (about an hour)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test valgrind test-faults test-loaders
@@ -301,8 +311,8 @@ distclean: ## remove build/
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all test-programs demo table test test-unit test-mount test-faults soak soak-memory \
-        valgrind test-all test-loaders test-ports bench bench-codec \
+.PHONY: all test-programs demo table test test-unit test-mount test-faults test-san build-clang soak \
+        soak-memory valgrind test-all test-loaders test-ports bench bench-codec \
         bench-quality bench-sensitivity bench-imatrix bench-read figures deps fmt lint install eval install-eval \
         uninstall clean distclean help \
         fuzz fuzz-build fuzz-hours fuzz-coverage fuzz-seeds fuzz-programs replay-programs

@@ -128,7 +128,7 @@ static int allow_forms(scmp_filter_ctx filter, bool clone_fd)
                              SCMP_A2(SCMP_CMP_MASKED_EQ, writing, 0));
     if (r == 0)
         r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 1,
-                             SCMP_A0(SCMP_CMP_EQ, AF_UNIX));
+                             SCMP_A0(SCMP_CMP_EQ, AF_UNIX, 0));
     /* Threads, but no processes. The flags of clone3 lie in memory, where a filter cannot look:
      * without it the C library uses clone. */
     if (r == 0)

@@ -22,6 +22,7 @@ class Injector:
     def __init__(self, folder, calls="", nth=0, action="EIO", sticky=False, path=None, bad=None,
                  clock=None):
         self.file = folder / "inject.control"
+        self.file.unlink(missing_ok=True)  # a daemon that is about to end may still have it mapped
         self.file.write_bytes(bytes(SIZE))
         with open(self.file, "r+b") as f:
             self.memory = mmap.mmap(f.fileno(), SIZE)

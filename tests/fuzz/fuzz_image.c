@@ -150,6 +150,7 @@ static bool look_at_tensors(struct hfs_image *img, const struct hfs_info *info)
         for (unsigned k = 0; k < t.name_len; k++)
             sum += (uint8_t)t.name[k];
     }
+    (void)sum;
     const char *text;
     err.text[0] = 0;
     int m = hfs_image_meta(img, &text, &err);

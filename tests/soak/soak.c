@@ -141,11 +141,13 @@ static void by_mmap(struct progress *p, const struct file *f, int fd, uint64_t *
 static void step(struct progress *p, uint64_t *state, uint8_t *buffer)
 {
     static const size_t sizes[] = {1, 100, PAGE, 70000, 1 << 18, 1 << 20, LARGEST};
-    const struct file *f = &files[p->file = dice(state) % nfiles];
+    size_t number = dice(state) % nfiles;
+    const struct file *f = &files[number];
     char path[2048];
     size_t at = dice(state) % f->size, n = sizes[dice(state) % 7];
     if (n > f->size - at)
         n = f->size - at;
+    p->file = number;
     p->offset = at;
     p->length = n;
     p->what = "open";
