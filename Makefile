@@ -44,7 +44,7 @@ TOOLS := mkhyperfs hyperfs fsck.hyperfs dump.hyperfs
 BIN   := $(TOOLS:%=$B/%)
 
 CODEC_SRC := $(filter-out codec/kdtree.c,$(wildcard codec/*.c))
-IMAGE_SRC := fs/error.c fs/image.c fs/checksum.c $(wildcard fs/checksum_*.c) fs/check.c fs/digest.c fs/trust.c \
+IMAGE_SRC := fs/error.c $(wildcard fs/image*.c) fs/checksum.c $(wildcard fs/checksum_*.c) fs/check.c fs/digest.c fs/trust.c \
              fs/writer.c fs/ui.c
 MKFS_SRC  := $(wildcard mkhyperfs/*.c)
 MOUNT_SRC := $(wildcard fs/mount*.c) fs/cache.c fs/readahead.c

@@ -12,13 +12,7 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
-/* An entry that cannot be hashed for want of memory is an error, not an exit. */
-#define HASH_NONFATAL_OOM 1
-#include <uthash.h>
-#include <utlist.h>
-
 #include "codec/bytes.h"
-#include "fs/checksum.h"
 #include "fs/image_private.h"
 
 #define damaged(img, err, format, ...)                                                             \
@@ -447,8 +441,7 @@ int hfs_image_open_digest(const char *path, const struct hfs_hash *digest, struc
     img->fd = -1;
     pthread_mutex_init(&img->lazy, NULL);
     pthread_mutex_init(&img->leaf_lock, NULL);
-    pthread_mutex_init(&img->decoders.lock, NULL);
-    pthread_cond_init(&img->decoders.built, NULL);
+    hfs_decoders_init(&img->decoders);
     int r = open_image(img, digest, err);
     if (r < 0)
         hfs_image_close(img);
@@ -457,13 +450,11 @@ int hfs_image_open_digest(const char *path, const struct hfs_hash *digest, struc
     return r;
 }
 
-static void decoders_free(struct hfs_decoder_cache *c);
-
 void hfs_image_close(struct hfs_image *img)
 {
     if (!img)
         return;
-    decoders_free(&img->decoders);
+    hfs_decoders_free(&img->decoders);
     for (uint64_t i = 0; img->leaves && i < img->leaf_slots; i++)
         free(img->leaves[i]);
     free(img->leaves);
@@ -476,8 +467,6 @@ void hfs_image_close(struct hfs_image *img)
         close(img->fd);
     pthread_mutex_destroy(&img->lazy);
     pthread_mutex_destroy(&img->leaf_lock);
-    pthread_mutex_destroy(&img->decoders.lock);
-    pthread_cond_destroy(&img->decoders.built);
     free(img->path);
     free(img);
 }
@@ -654,246 +643,4 @@ int hfs_image_tensors(struct hfs_image *img, uint64_t *count, struct hfs_error *
 void hfs_image_tensor(const struct hfs_image *img, uint64_t number, struct hfs_tensor *out)
 {
     hfs_tensor_parse(img->raw[HFS_SEC_TENSORS] + img->tensor_offsets[number], out);
-}
-
-/* ---- the block index ---- */
-
-/* A leaf from its bytes; every block lies in the data area. */
-static int leaf_parse(const struct hfs_image *img, const uint8_t *bytes, struct hfs_leaf *out)
-{
-    const struct hfs_disk_block *block =
-        (const struct hfs_disk_block *)(bytes + sizeof(struct hfs_disk_leaf));
-    out->offset = load64(((const struct hfs_disk_leaf *)bytes)->offset);
-    if (out->offset < sizeof(struct hfs_disk_super) || out->offset > img->data_end)
-        return -EBADMSG;
-    uint64_t room = img->data_end - out->offset;
-    uint32_t end = 0;
-    for (unsigned i = 0; i < out->count; i++) {
-        uint32_t size = load32(block[i].size);
-        if (size < 1 || size > HFS_MAX_STORED || size > room - end)
-            return -EBADMSG;
-        out->end[i] = end += size;
-        out->checksum[i] = load64(block[i].checksum);
-        out->content[i] = load64(block[i].content);
-    }
-    return 0;
-}
-
-int hfs_leaf_load(const struct hfs_image *img, uint64_t number, struct hfs_leaf *out)
-{
-    uint8_t bytes[HFS_LEAF_BYTES];
-    uint64_t rest = img->tables.nblocks - number * HFS_LEAF_BLOCKS;
-    out->number = number;
-    out->count = rest < HFS_LEAF_BLOCKS ? (unsigned)rest : HFS_LEAF_BLOCKS;
-    size_t len = sizeof(struct hfs_disk_leaf) + out->count * sizeof(struct hfs_disk_block);
-    int r = hfs_read_at(img->fd, bytes, len, img->data_end + number * HFS_LEAF_BYTES);
-    if (r < 0)
-        return r;
-    if (XXH3_64bits(bytes, len) != load64(img->raw[HFS_SEC_INDEX] + 8 * number))
-        return -EBADMSG;
-    r = hfs_trust_leaf(img, bytes, len, out);
-    return r < 0 ? r : leaf_parse(img, bytes, out);
-}
-
-static void leaf_block(const struct hfs_image *img, const struct hfs_leaf *leaf, unsigned i,
-                       struct hfs_block *out)
-{
-    uint32_t start = i ? leaf->end[i - 1] : 0;
-    *out = (struct hfs_block){
-        .offset = leaf->offset + start,
-        .size = leaf->end[i] - start,
-        .checksum = leaf->checksum[i],
-        .content = leaf->content[i],
-    };
-    if (img->trust)
-        out->hash = leaf->hash[i];
-}
-
-int hfs_image_block(struct hfs_image *img, uint64_t number, struct hfs_block *out)
-{
-    uint64_t want = number / HFS_LEAF_BLOCKS;
-    unsigned i = (unsigned)(number % HFS_LEAF_BLOCKS);
-    if (number >= img->tables.nblocks)
-        return -EINVAL;
-    struct hfs_leaf **slot = &img->leaves[want % img->leaf_slots];
-    pthread_mutex_lock(&img->leaf_lock);
-    bool hit = *slot && (*slot)->number == want;
-    if (hit)
-        leaf_block(img, *slot, i, out);
-    pthread_mutex_unlock(&img->leaf_lock);
-    if (hit)
-        return 0;
-
-    /* Read without the lock; if another thread reads the same leaf, one of the two is dropped. */
-    struct hfs_leaf *leaf = hfs_leaf_new(img);
-    if (!leaf)
-        return -ENOMEM;
-    int r = hfs_leaf_load(img, want, leaf);
-    if (r == 0) {
-        leaf_block(img, leaf, i, out);
-        pthread_mutex_lock(&img->leaf_lock);
-        struct hfs_leaf *old = *slot;
-        *slot = leaf;
-        leaf = old;
-        pthread_mutex_unlock(&img->leaf_lock);
-    }
-    free(leaf);
-    return r;
-}
-
-/* ---- decoders ---- */
-
-struct hfs_decoder_entry {
-    uint32_t code;
-    unsigned users;
-    bool building;
-    int error; /* of building it */
-    struct hc_decoder *decoder;
-    size_t bytes;
-    struct hfs_decoder_entry *prev, *next; /* lru */
-    UT_hash_handle hh;
-};
-
-static void decoder_remove(struct hfs_decoder_cache *c, struct hfs_decoder_entry *e)
-{
-    HASH_DEL(c->by_code, e);
-    DL_DELETE(c->lru, e);
-    c->bytes -= e->bytes;
-}
-
-static void decoder_free(struct hfs_decoder_entry *e)
-{
-    hc_decoder_free(e->decoder);
-    free(e);
-}
-
-static void decoders_free(struct hfs_decoder_cache *c)
-{
-    struct hfs_decoder_entry *e, *next;
-    DL_FOREACH_SAFE(c->lru, e, next)
-    {
-        decoder_remove(c, e);
-        decoder_free(e);
-    }
-}
-
-/* Drops decoders that nobody uses, the least recently used first. Called with the lock held. */
-static void decoders_trim(struct hfs_decoder_cache *c)
-{
-    struct hfs_decoder_entry *e, *next;
-    DL_FOREACH_SAFE(c->lru, e, next)
-    {
-        if (c->bytes <= HFS_DECODER_CACHE)
-            return;
-        if (e->users == 0) {
-            decoder_remove(c, e);
-            decoder_free(e);
-        }
-    }
-}
-
-/* A new entry in the cache, being built by the caller; NULL when out of memory. */
-static struct hfs_decoder_entry *decoder_add(struct hfs_decoder_cache *c, uint32_t code)
-{
-    struct hfs_decoder_entry *e = calloc(1, sizeof *e);
-    if (!e)
-        return NULL;
-    e->code = code;
-    e->users = 1;
-    e->building = true;
-    HASH_ADD(hh, c->by_code, code, sizeof e->code, e);
-    if (!e->hh.tbl) { /* what uthash leaves when it had no memory */
-        free(e);
-        return NULL;
-    }
-    DL_APPEND(c->lru, e);
-    return e;
-}
-
-/* Builds outside of the lock; whoever wants the same one meanwhile waits in decoder_get. */
-static void decoder_build(struct hfs_image *img, struct hfs_decoder_entry *e)
-{
-    struct hfs_decoder_cache *c = &img->decoders;
-    struct hc_decoder *decoder = NULL;
-    pthread_mutex_unlock(&c->lock);
-    int r = hc_decoder_new(&img->codes[e->code], &decoder);
-    r = r == -EINVAL || r == -ERANGE ? -EBADMSG : r; /* a record that no encoder writes */
-    pthread_mutex_lock(&c->lock);
-    e->building = false;
-    e->error = r;
-    if (r < 0) {
-        decoder_remove(c, e); /* freed by its last user */
-    } else {
-        e->decoder = decoder;
-        e->bytes = sizeof *e + hc_decoder_memory(decoder);
-        c->bytes += e->bytes;
-    }
-    pthread_cond_broadcast(&c->built);
-}
-
-/* Called with the lock held. */
-static void decoder_put(struct hfs_decoder_cache *c, struct hfs_decoder_entry *e)
-{
-    if (--e->users == 0 && e->error < 0)
-        decoder_free(e);
-    decoders_trim(c);
-}
-
-static int decoder_get(struct hfs_image *img, uint32_t code, struct hfs_decoder_entry **out)
-{
-    struct hfs_decoder_cache *c = &img->decoders;
-    struct hfs_decoder_entry *e;
-    int r = 0;
-    pthread_mutex_lock(&c->lock);
-    HASH_FIND(hh, c->by_code, &code, sizeof code, e);
-    if (e) {
-        e->users++;
-        DL_DELETE(c->lru, e);
-        DL_APPEND(c->lru, e);
-        while (e->building)
-            pthread_cond_wait(&c->built, &c->lock);
-    } else if ((e = decoder_add(c, code))) {
-        decoder_build(img, e);
-    } else {
-        r = -ENOMEM;
-    }
-    if (e && (r = e->error) < 0)
-        decoder_put(c, e);
-    pthread_mutex_unlock(&c->lock);
-    *out = e;
-    return r;
-}
-
-int hfs_image_read_block(struct hfs_image *img, struct hc_work *w, const struct hfs_segment *seg,
-                         uint64_t index, uint8_t *coded, uint8_t *dst, size_t *raw_len,
-                         bool check_content)
-{
-    struct hfs_block b;
-    struct hfs_decoder_entry *e;
-    if (seg->kind != HFS_SEG_CODED || index >= hfs_image_segment_blocks(img, seg))
-        return -EINVAL;
-    uint64_t full = hc_code_block_bytes(&img->codes[seg->code]);
-    uint64_t rest = seg->length - index * full;
-    size_t raw = (size_t)(rest < full ? rest : full);
-    int r = hfs_image_block(img, seg->first_block + index, &b);
-    if (r < 0 || (r = hfs_read_at(img->fd, coded, b.size, b.offset)) < 0)
-        return r;
-    if (hfs_checksum(coded, b.size) != b.checksum)
-        return -EBADMSG;
-    struct hfs_hash hash;
-    if (img->trust) {
-        hfs_hash_of(coded, b.size, &hash);
-        if (!hfs_hash_equal(&hash, &b.hash))
-            return -EBADMSG;
-    }
-    if ((r = decoder_get(img, seg->code, &e)) < 0)
-        return r;
-    r = hc_decode(e->decoder, w, coded, b.size, dst, raw);
-    pthread_mutex_lock(&img->decoders.lock);
-    decoder_put(&img->decoders, e);
-    pthread_mutex_unlock(&img->decoders.lock);
-    if (r == 0 && check_content && hfs_checksum(dst, raw) != b.content)
-        r = -EBADMSG;
-    *raw_len = raw;
-    return r;
 }

@@ -1,4 +1,4 @@
-/* What image.c, check.c and writer.c share, and nobody else includes.
+/* What image*.c, check.c, trust.c and writer.c share, and nobody else includes.
  *
  * struct hfs_tables is the tree of an image as its unpacked sections: the reader fills it from
  * the file, the writer from its buffers, and both pass it through hfs_tables_check, so that no
@@ -116,6 +116,7 @@ const struct hfs_section_entry *hfs_section_find(const struct hfs_image *img, un
 /* Reads a section's stored bytes and checks them. *out is malloc'd, stored_size bytes. */
 int hfs_section_read(const struct hfs_image *img, const struct hfs_section_entry *sec,
                      uint8_t **out, struct hfs_error *err);
+
 /* ---- trust.c ---- */
 struct hfs_leaf *hfs_leaf_new(const struct hfs_image *img); /* to be freed with free */
 /* Compares stored bytes with what the digest vouches for; true where nothing is to be compared. */
@@ -129,7 +130,13 @@ int hfs_trust_leaf(const struct hfs_image *img, const uint8_t *bytes, size_t len
 int hfs_trust_as(struct hfs_image *img, const struct hfs_hash *digest, struct hfs_error *err);
 void hfs_trust_free(struct hfs_trust *t); /* NULL is allowed */
 
+/* ---- image_index.c ---- */
 /* Reads and checks leaf `number`, into what hfs_leaf_new gave, without the cache. */
 int hfs_leaf_load(const struct hfs_image *img, uint64_t number, struct hfs_leaf *out);
+
+/* ---- image_decode.c ---- */
+void hfs_decoders_init(struct hfs_decoder_cache *c);
+/* No decoder may be in use. */
+void hfs_decoders_free(struct hfs_decoder_cache *c);
 
 #endif

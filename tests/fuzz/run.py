@@ -48,10 +48,12 @@ ENCODER_FUNCTIONS = {"hc_step_from", "hc_lossless", "round_div", "reduce", "set_
                      "hc_lattice_choose", "hc_lattice_for", "hc_dtype_name",
                      "hc_lattice_spacing", "hc_lattice_covering_radius", "hc_compress_literals",
                      "hc_compress_full", "hc_work_for_encoding", "hc_zeromap_compact"}
-READERS = ["fs/image.c", "fs/check.c", "fs/trust.c", "fs/digest.c", "fs/walk.c", "fs/mount_read.c", "fs/mount_xattr.c",
+READERS = ["fs/image.c", "fs/image_index.c", "fs/image_decode.c", "fs/check.c", "fs/trust.c",
+           "fs/digest.c", "fs/walk.c", "fs/mount_read.c", "fs/mount_xattr.c",
            "codec/code.c", "codec/dtype.c", "codec/kernels_avx2.c", "codec/kernels_common.h",
            "codec/kernels_portable.c", "codec/lattice.c", "codec/lossless.c", "codec/trajectory.c",
-           "codec/work.c", "codec/zeromap.c", "mkhyperfs/safetensors.c"]
+           "codec/work.c", "codec/zeromap.c", "mkhyperfs/safetensors.c", "mkhyperfs/json.c",
+           "mkhyperfs/imatrix.c", "mkhyperfs/gguf.c", "mkhyperfs/stream.c"]
 
 
 def all_targets():
