@@ -79,6 +79,14 @@ enum { HFS_PACK_NONE = 0, HFS_PACK_ZSTD = 1 };
 enum { HFS_MAX_SECTIONS = 256 };
 #define HFS_MAX_SECTION_BYTES (UINT64_C(1) << 28) /* raw size of one section, 256 MiB */
 
+/* Raw size of all sections but DIGEST, which readers keep in memory: a small image may not ask for
+ * much of it. Real trees stay far below: what is long in a table comes with a name, a block or a
+ * header that is in the image as well. */
+static inline uint64_t hfs_max_tables(uint64_t image_size)
+{
+    return image_size >> 40 ? UINT64_MAX : (UINT64_C(16) << 20) + 64 * image_size;
+}
+
 /* Inodes are numbered from 0 in the order of the table; FUSE adds 1. Directories stand before
  * what they contain (an entry's inode number is greater than its directory's, and hard
  * links are regular files only), so the tree has no cycle. */

@@ -209,7 +209,8 @@ static int read_directory(struct hfs_image *img, struct hfs_error *err)
     const struct hfs_disk_super *s = (const struct hfs_disk_super *)img->super;
     struct hfs_disk_section disk[HFS_MAX_SECTIONS];
     size_t bytes = img->nsections * sizeof disk[0];
-    uint64_t next = img->data_end + img->info.leaf_bytes;
+    uint64_t next = img->data_end + img->info.leaf_bytes, tables = 0;
+    uint64_t most = hfs_max_tables(img->info.image_size);
     unsigned type = 0;
     int r = read_or_fail(img, disk, bytes, img->dir_offset, "the section directory", err);
     if (r < 0)
@@ -231,7 +232,13 @@ static int read_directory(struct hfs_image *img, struct hfs_error *err)
             return r;
         next += sec->stored_size;
         type = sec->type;
+        tables += type < HFS_SEC_DIGEST ? sec->raw_size : 0;
     }
+    if (tables > most)
+        return hfs_fail(err, EFBIG,
+                        "%s: its tables unpack to %" PRIu64
+                        " bytes, more than the limit of %" PRIu64 " for an image of its size",
+                        img->path, tables, most);
     if (next != img->dir_offset)
         return damaged(img, err, "its sections end at %" PRIu64 ", their directory is at %" PRIu64,
                        next, img->dir_offset);

@@ -850,6 +850,11 @@ static int write_tables(struct hfs_writer *w, struct hfs_error *err)
         r = fail_memory(w, err);
     for (unsigned type = 1; r == 0 && type <= HFS_SEC_DIGEST; type++)
         r = write_section(w, type, sections[type], &t.dir[type - 1], &t.hash[type - 1], err);
+    uint64_t raw = 0;
+    for (unsigned type = 1; type < HFS_SEC_DIGEST; type++)
+        raw += sections[type]->len;
+    if (r == 0 && raw > hfs_max_tables(written(w)))
+        r = fail(w, err, EFBIG, "%s: its tables would be larger than an image can hold", w->path);
     if (r == 0)
         r = write_super(w, &t, err);
     free(t.index.p);

@@ -505,6 +505,36 @@ static void pack_without_size(struct part *x, const void *raw, size_t len)
     ZSTD_freeCCtx(c);
 }
 
+/* A small image cannot ask for much memory, whatever its tables unpack to. */
+static void refuses_tables_beyond_its_size(void **state)
+{
+    (void)state;
+    struct parts p;
+    const char *path = in_dir("bomb");
+    size_t room = 20 << 20;
+    char *text = malloc(room);
+    memset(text, 'x', room);
+    text[3] = '=';
+    text[room - 1] = '\n';
+    take_apart(in_dir("good"), &p);
+    struct part *meta = part_of(&p, HFS_SEC_META);
+    pack(meta, text, room, room);
+    put_together(&p, path);
+    expect_refused(path, "20 MiB", EFBIG, "more than the limit of ");
+    text[(15 << 20) - 1] = '\n';
+    pack(meta, text, 15 << 20, 15 << 20);
+    put_together(&p, path);
+    expect_clean(path);
+    struct part *unknown = part_of(&p, HFS_SEC_TENSORS);
+    unknown->type = 77;
+    unknown->packing = HFS_PACK_ZSTD;
+    unknown->raw_size = 1 << 28; /* is not loaded, and does not count */
+    put_together(&p, path);
+    expect_clean(path);
+    free(text);
+    free_parts(&p);
+}
+
 static void refuses_bad_packing(void **state)
 {
     (void)state;
@@ -525,7 +555,7 @@ static void refuses_bad_packing(void **state)
     pack(x, raw, len, len + 56);
     put_together(&p, path);
     expect_refused(path, "short", EBADMSG, "section 2 does not unpack");
-    pack(x, raw, len, 1 << 28);
+    pack(x, raw, len, 1 << 24);
     put_together(&p, path);
     expect_refused(path, "short of much", EBADMSG, "section 2 does not unpack");
     pack(x, raw, len, len);
@@ -1289,6 +1319,7 @@ int main(void)
         cmocka_unit_test(compat_features_are_ignored),
         cmocka_unit_test(refuses_section_directories),
         cmocka_unit_test(refuses_bad_packing),
+        cmocka_unit_test(refuses_tables_beyond_its_size),
         cmocka_unit_test(refuses_inodes),
         cmocka_unit_test(refuses_entries),
         cmocka_unit_test(refuses_segments),

@@ -528,6 +528,26 @@ static void refuses_meta(void **state)
     }
 }
 
+/* What a reader would refuse is not written. */
+static void refuses_tables_beyond_the_image(void **state)
+{
+    (void)state;
+    struct hfs_error err = {{0}};
+    struct hfs_inode root = {.mode = S_IFDIR | 0755};
+    size_t len = 20 << 20;
+    char *text = malloc(len + 1);
+    uint32_t n;
+    memset(text, 'x', len);
+    text[len] = 0;
+    struct hfs_writer *w = start(in_dir("bad"), true);
+    assert_int_equal(hfs_writer_inode(w, &root, NULL, &n, &err), 0);
+    assert_int_equal(hfs_writer_meta(w, "key", text, &err), 0);
+    assert_int_equal(hfs_writer_finish(w, NULL, &err), -EFBIG);
+    assert_non_null(strstr(err.text, "larger than an image can hold"));
+    hfs_writer_abort(w);
+    free(text);
+}
+
 static void inodes_can_be_changed(void **state)
 {
     (void)state;
@@ -596,6 +616,7 @@ int main(void)
         cmocka_unit_test(refuses_segments_and_blocks),
         cmocka_unit_test(refuses_tensors),
         cmocka_unit_test(refuses_meta),
+        cmocka_unit_test(refuses_tables_beyond_the_image),
         cmocka_unit_test(inodes_can_be_changed),
         cmocka_unit_test(failed_writes_keep_the_old_image),
     };
