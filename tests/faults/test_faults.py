@@ -14,6 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import samples
@@ -104,6 +105,17 @@ def target(tmp_path, image):
     return Target(tmp_path / "target", None, image.read_bytes())
 
 
+@pytest.fixture(params=["by default", "target", "GGUF", "old matrix", "summary"])
+def options(request, tmp_path, tiny):
+    """Options of mkhyperfs with code of their own."""
+    matrix = tmp_path / "matrix"
+    means = [("blk.0.ffn_up.weight", np.ones(72, "<f4"))]
+    matrix.write_bytes({"GGUF": samples.gguf, "old matrix": samples.old_form}
+                       .get(request.param, lambda _: b"")(means))
+    return {"by default": [], "target": ["--ratio=8"], "summary": ["--explain", "--json"]
+            }.get(request.param, [f"--imatrix={matrix}"])
+
+
 def mkhyperfs_under(tmp_path, target, source, calls, action, *options, **kw):
     """Fails each of these calls once, every second time with an old image in the way; the number of
     calls, and of faults that it survived."""
@@ -128,13 +140,15 @@ def mkhyperfs_under(tmp_path, target, source, calls, action, *options, **kw):
     return made, survived
 
 
-def test_mkhyperfs_every_call_fails(tmp_path, target, tiny):
-    made, survived = mkhyperfs_under(tmp_path, target, tiny, "io", "EIO")
+def test_mkhyperfs_every_call_fails(options, tmp_path, tiny, image_of):
+    target = Target(tmp_path / "target", None, image_of(tiny, "-j1", *options).read_bytes())
+    made, survived = mkhyperfs_under(tmp_path, target, tiny, "io", "EIO", *options)
     assert survived < made / 2, "most faults were not met, or not noticed"
 
 
-def test_mkhyperfs_every_allocation_fails(tmp_path, target, tiny):
-    made, survived = mkhyperfs_under(tmp_path, target, tiny, "alloc", "ENOMEM")
+def test_mkhyperfs_every_allocation_fails(options, tmp_path, tiny, image_of):
+    target = Target(tmp_path / "target", None, image_of(tiny, "-j1", *options).read_bytes())
+    made, survived = mkhyperfs_under(tmp_path, target, tiny, "alloc", "ENOMEM", *options)
     assert made > 200 and survived < made / 2
 
 
@@ -388,8 +402,12 @@ def fsck_under(tmp_path, args, image, calls, action, expected=None):
     return made, failed
 
 
-@pytest.mark.parametrize("args", [[], ["--json"], ["--extract"], ["--against"]],
-                         ids=["check", "json", "extract", "against"])
+def digest_of(image):
+    return json.loads(run([TOOLS.dump, "--json", image]).stdout)["sha256"]
+
+
+@pytest.mark.parametrize("args", [[], ["--json"], ["--digest"], ["--extract"], ["--against"]],
+                         ids=["check", "json", "digest", "extract", "against"])
 @pytest.mark.parametrize("calls, action", [("io", "EIO"), ("alloc", "ENOMEM")])
 def test_fsck_every_call_fails(calls, action, args, tmp_path, tiny, image):
     expected = None
@@ -398,6 +416,8 @@ def test_fsck_every_call_fails(calls, action, args, tmp_path, tiny, image):
         expected = contents(tmp_path / "expected")
     if args == ["--against"]:
         args = [f"--against={tiny}"]
+    if args == ["--digest"]:
+        args = [f"--digest={digest_of(image)}"]
     fsck_under(tmp_path, args, image, calls, action, expected)
 
 
@@ -419,6 +439,27 @@ def test_dump_every_call_fails(calls, action, args, tmp_path, image):
             one_sentence(TOOLS.dump, outcome)
 
 
+@pytest.mark.parametrize("calls, action", [("io", "EIO"), ("alloc", "ENOMEM")])
+def test_dump_plot_every_call_fails(calls, action, tmp_path, image):
+    """The picture that was there, or the whole new one."""
+    plot = tmp_path / "plots" / "plot.svg"
+    plot.parent.mkdir()
+    command = [TOOLS.dump, f"--plot={plot}", image]
+    made = count(tmp_path, command, calls)
+    whole, failed = plot.read_bytes(), 0
+    for nth in range(1, made + 1):
+        plot.write_bytes(b"the old picture")
+        outcome = attempt(tmp_path, command, calls, nth, action)
+        failed += outcome.status != 0
+        assert os.listdir(plot.parent) == [plot.name], outcome.label
+        if outcome.status == 0:
+            assert plot.read_bytes() == whole, outcome.label
+        else:
+            one_sentence(TOOLS.dump, outcome)
+            assert plot.read_bytes() == b"the old picture", outcome.label
+    assert failed > made / 4
+
+
 # ---- mounting ----
 
 
@@ -435,24 +476,33 @@ def read_files(point, expected):
     return errors
 
 
+@pytest.fixture(scope="module")
+def tree(image, tmp_path_factory):
+    """What is in the image: path -> bytes."""
+    root = tmp_path_factory.mktemp("tree") / "tree"
+    run([TOOLS.fsck, f"--extract={root}", image])
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
 def mounts():
     return Path("/proc/self/mounts").read_text()
 
 
+@pytest.mark.parametrize("digest", [False, True], ids=["", "digest"])
 @pytest.mark.parametrize("calls, action", [("alloc", "ENOMEM"), (MOUNT_CALLS, "EIO"),
                                            ("pread", "short")])
-def test_mount_every_call_fails(calls, action, tmp_path, tiny, image_of):
+def test_mount_every_call_fails(calls, action, digest, tmp_path, image, tree):
     """The mount is refused with one sentence, or it works; a read that meets the fault gives an
     error, and the next one is right."""
-    image, point = image_of(tiny, "-j1", "--lossless"), tmp_path / "mnt"
+    point = tmp_path / "mnt"
     point.mkdir()
-    expected = {p.relative_to(tiny): p.read_bytes() for p in tiny.rglob("*") if p.is_file()}
+    options = f"max_threads=2,digest={digest_of(image)}" if digest else "max_threads=2"
     refused = errors = 0
     for nth in range(1, 10000):
         injector = Injector(tmp_path, calls, nth, action)
         label = f"{calls} {nth} {action}"
-        done = run([TOOLS.hyperfs, "-o", "max_threads=2", image, point], check=False,
-                   env=injector.env, timeout=60)
+        done = run([TOOLS.hyperfs, "-o", options, image, point], check=False, env=injector.env,
+                   timeout=60)
         if done.returncode != 0:
             refused += 1
             if sanitizer_met_it(tmp_path):
@@ -462,14 +512,14 @@ def test_mount_every_call_fails(calls, action, tmp_path, tiny, image_of):
             assert str(point) not in mounts(), f"{label}: refused, and mounted"
             continue
         try:
-            met = read_files(point, expected)
+            met = read_files(point, tree)
             hit = injector.hits > 0
             if sanitizer_met_it(tmp_path):
                 continue
             assert hit or not met, f"{label}: {met}"
             if not hit:
                 break
-            assert read_files(point, expected) == [], f"{label}: a later read fails too"
+            assert read_files(point, tree) == [], f"{label}: a later read fails too"
             errors += met != []
         finally:
             unmount(point)
@@ -477,21 +527,20 @@ def test_mount_every_call_fails(calls, action, tmp_path, tiny, image_of):
     assert refused > 0 or action == "short", "no start met a fault"
 
 
-def test_allocations_fail_under_load(tmp_path, tiny, image_of):
+def test_allocations_fail_under_load(tmp_path, image, tree):
     """Readers of a mount that is short of memory again and again get an error or the right bytes.
     Nobody waits for ever: no request is lost."""
     print(f"seed: HYPERFS_SEED={SEED}")
     dice = random.Random(SEED)
-    image, point = image_of(tiny, "-j1", "--lossless"), tmp_path / "mnt"
+    point = tmp_path / "mnt"
     point.mkdir()
-    expected = {p.relative_to(tiny): p.read_bytes() for p in tiny.rglob("*") if p.is_file()}
     met = rounds = 0
     for _ in range(15):
         injector = Injector(tmp_path, "alloc", 0, "ENOMEM")
         run([TOOLS.hyperfs, "-o", "max_threads=16", image, point], env=injector.env)
         try:
             with concurrent.futures.ThreadPoolExecutor(12) as pool:
-                readers = [pool.submit(read_files, point, expected) for _ in range(120)]
+                readers = [pool.submit(read_files, point, tree) for _ in range(120)]
                 while not all(r.done() for r in readers):
                     injector.arm(dice.randrange(1, 40))
                     concurrent.futures.wait(readers, 0.001)
@@ -501,7 +550,7 @@ def test_allocations_fail_under_load(tmp_path, tiny, image_of):
                 continue
             rounds += 1
             assert {number for _, number in errors} <= {errno.ENOMEM, errno.EIO}, errors
-            assert read_files(point, expected) == [], "a later read fails too"
+            assert read_files(point, tree) == [], "a later read fails too"
             met += injector.hits
         finally:
             unmount(point)

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 from conftest import run
+from samples import gguf, old_form
 from weights import write_model
 
 LAYERS, HIDDEN, INNER = 3, 128, 256
@@ -39,35 +40,6 @@ def moments():
                               ("ffn_down", INNER)):
             last = name in ("attn_output", "ffn_down")
             yield f"blk.{layer}.{name}.weight", np.full(columns, share if last else 1.0, "<f4")
-
-
-def old_form(entries, calls=4):
-    """llama.cpp's .dat."""
-    entries = list(entries)
-    out = struct.pack("<i", len(entries))
-    for name, mean in entries:
-        out += struct.pack("<i", len(name)) + name.encode()
-        out += struct.pack("<ii", calls, len(mean)) + (mean * calls).astype("<f4").tobytes()
-    return out + struct.pack("<ii", calls, 5) + b"a.txt"
-
-
-def gguf(entries, tokens=2048):
-    """The same as GGUF. Of experts a row of means each; (mean, counts) where they saw fewer tokens."""
-    string = lambda text: struct.pack("<Q", len(text)) + text.encode()
-    tensors = []
-    for name, mean in entries:
-        mean, counts = mean if isinstance(mean, tuple) else (mean[None], [tokens])
-        counts = np.array(counts, "<f4")[:, None]
-        tensors += [(name + ".in_sum2", mean * counts), (name + ".counts", counts)]
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1)
-    head += string("general.type") + struct.pack("<I", 8) + string("imatrix")
-    data = b""
-    for name, values in tensors:
-        data += b"\0" * (-len(data) % 32)
-        head += string(name) + struct.pack("<IQQIQ", 2, values.shape[1], values.shape[0], 0,
-                                           len(data))
-        data += values.astype("<f4").tobytes()
-    return head + b"\0" * (-len(head) % 32) + data
 
 
 def store(tools, source, image, *options):
