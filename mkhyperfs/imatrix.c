@@ -92,6 +92,12 @@ static struct imatrix_entry *add_entry(struct imatrix *im, size_t *room, char *n
     return e;
 }
 
+static int by_name(const void *a, const void *b)
+{
+    const struct imatrix_entry *x = a, *y = b;
+    return strcmp(x->name, y->name);
+}
+
 /* ---- GGUF ---- */
 
 static const char sums_suffix[] = ".in_sum2", counts_suffix[] = ".counts";
@@ -188,6 +194,9 @@ static int read_gguf(struct stream *s, struct imatrix *im)
                      "%s: is a GGUF file without an importance matrix: it has no tensor NAME%s",
                      s->shown, sums_suffix);
     gguf_free(&g);
+    /* The tensors are sorted, but without their suffixes names may have another order. */
+    if (r == 0)
+        qsort(im->entries, im->count, sizeof *im->entries, by_name);
     return r;
 }
 
@@ -242,12 +251,6 @@ static int read_old_end(struct stream *s)
         r = stream_broken(s, s->at, "%llu bytes follow the end of the importance matrix",
                           (unsigned long long)stream_left(s));
     return r;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    const struct imatrix_entry *x = a, *y = b;
-    return strcmp(x->name, y->name);
 }
 
 static int read_old(struct stream *s, struct imatrix *im)
