@@ -21,9 +21,10 @@ static int unreadable(const char *path, int code, struct hfs_error *err)
     char shown[400];
     if (code == ENOMEM)
         return hfs_fail(err, ENOMEM, "out of memory");
-    return hfs_fail(err, code, "%s cannot be read: %s; it may say how the weights are to be stored",
-                    hfs_printable(shown, sizeof shown, path, (unsigned)strlen(path)),
-                    strerror(code));
+    return hfs_fail(
+        err, code,
+        "%s: cannot be read: %s; make it readable, it may say how the weights are to be stored",
+        hfs_printable(shown, sizeof shown, path, (unsigned)strlen(path)), strerror(code));
 }
 
 struct text {

@@ -2,7 +2,6 @@
 depends on more than its source and options."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
