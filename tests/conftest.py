@@ -5,6 +5,7 @@ HYPERFS_BUILD names the build folder (build). A test fails where it cannot mount
 
 import contextlib
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,10 @@ DEMO_MODEL = ROOT / "models" / "demo"
 TIMEOUT_S = 300
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a loader that wants the network fails instead of waiting
+
+# Under nohup, and in the background of a script, signals are ignored, and the tools leave them so.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(cmd, check=True, **kw):

@@ -262,6 +262,41 @@ def test_source_changes_while_it_is_read(change, tmp_path, tiny):
     assert refused > calls / 2
 
 
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("form", [samples.gguf, samples.old_form])
+def test_matrix_changes_while_it_is_read(form, change, tmp_path, tiny, image_of):
+    """The same of an importance matrix: what is stored follows the one of before or the one of after,
+    never a mixture of both."""
+    matrix, kept = tmp_path / "moments.bin", tmp_path / "kept"
+    kept.write_bytes(form([("blk.0.ffn_up.weight", np.ones(72, "<f4"))]
+                          + [(f"blk.{i}.no_such.weight", np.ones(4096, "<f4")) for i in range(5)]))
+    shutil.copy2(kept, matrix)
+    target = Target(tmp_path / "target", None, None)
+    options = [f"--imatrix={matrix}", tiny]
+    command = [TOOLS.mkhyperfs, "-j1", "-f", *options, target.image]
+    before = image_of(tiny, "-j1", options[0]).read_bytes()
+    refused = 0
+    calls = count(tmp_path, command, "io", path=matrix.name)
+    for nth in range(1, calls + 1):
+        target.reset()
+        matrix.unlink(missing_ok=True)
+        shutil.copy2(kept, matrix)
+        outcome = attempt(tmp_path, command, "io", nth, "sh:" + CHANGES[change].format(matrix),
+                          path=matrix.name)
+        assert outcome.hits == 1
+        if outcome.status == 0:
+            found = target.image.read_bytes()
+            if found != before:
+                run(command)
+                assert target.image.read_bytes() == found, f"{outcome.label}: of a mixture"
+        else:
+            one_sentence(TOOLS.mkhyperfs, outcome)
+            assert str(matrix) in outcome.err
+            assert not list(target.image.parent.iterdir()), outcome.label
+            refused += 1
+    assert calls > 3 and (refused > calls / 2 or change in ("replaced", "removed"))
+
+
 def test_clock_jumps(tmp_path, tiny, image):
     print(f"seed: HYPERFS_SEED={SEED}")
     for seed in range(SEED, SEED + 10):

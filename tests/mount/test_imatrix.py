@@ -2,6 +2,8 @@
 depends on more than its source and options."""
 
 import json
+import os
+import struct
 
 import numpy as np
 import pytest
@@ -148,6 +150,36 @@ def test_what_is_no_matrix_of_this_model_is_refused(tools, model, tmp_path, cont
     assert len(done.stderr.splitlines()) == 1 and str(path) in done.stderr
     assert sentence in done.stderr
     assert not image.exists()
+
+
+def test_keys_longer_than_what_is_read_at_a_time(tools, model, tmp_path):
+    """What other programs put into a GGUF is passed over, however long it is."""
+    plain = gguf(moments())
+    string = lambda text: struct.pack("<Q", len(text)) + text
+    keys = {b"text": (8, string(b"x" * 300_000)),
+            b"numbers": (9, struct.pack("<IQ", 6, 100_000) + bytes(400_000)),
+            b"texts": (9, struct.pack("<IQ", 8, 3) + string(b"") + string(b"y" * 99_999) + string(b"z"))}
+    head = plain.index(b"imatrix") + len(b"imatrix")
+    extra = b"".join(string(b"other." + name) + struct.pack("<I", kind) + value
+                     for name, (kind, value) in keys.items())
+    extra += string(b"general.filler") + struct.pack("<I", 8)
+    extra += string(b"-" * (-(len(extra) + 8) % 32))  # where the tensors begin is a multiple of 32
+    path, other = tmp_path / "plain.gguf", tmp_path / "long.gguf"
+    path.write_bytes(plain)
+    other.write_bytes(plain[:16] + struct.pack("<Q", 5) + plain[24:head] + extra + plain[head:])
+    for file in (path, other):
+        store(tools, model, file.with_suffix(".hyperfs"), f"--imatrix={file}")
+    assert levels(tools, path.with_suffix(".hyperfs")) == levels(tools, other.with_suffix(".hyperfs"))
+
+
+def test_what_is_no_file_is_refused(tools, model, tmp_path):
+    fifo = tmp_path / "a pipe"
+    os.mkfifo(fifo)
+    for path in (fifo, "/dev/zero", tmp_path):
+        done = run([tools.mkhyperfs, f"--imatrix={path}", model, tmp_path / "i"], check=False,
+                   timeout=20)
+        assert done.returncode == 1 and f"{path}: is not a regular file" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_usage(tools, model, tmp_path):
