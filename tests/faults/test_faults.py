@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -295,6 +296,25 @@ def test_matrix_changes_while_it_is_read(form, change, tmp_path, tiny, image_of)
             assert not list(target.image.parent.iterdir()), outcome.label
             refused += 1
     assert calls > 3 and (refused > calls / 2 or change in ("replaced", "removed"))
+
+
+def test_another_mkhyperfs_on_the_same_target(tmp_path, tiny, image, target):
+    """It begins and ends before each of the first one's calls, such as that which locks the temporary
+    file. Both succeed, and the image is that of the one which gave its name last."""
+    command = [TOOLS.mkhyperfs, "-j1", "-f", tiny, target.image]
+    other = shlex.join(str(w) for w in [*command, "--lossless"])
+    calls = count(tmp_path, command, "io")
+    first = 0
+    for nth in range(1, calls + 1):
+        target.reset()
+        outcome = attempt(tmp_path, command, "io", nth, f"sh:{other} > {tmp_path}/said 2>&1 && "
+                          f"cp {target.image} {tmp_path}/other")
+        assert outcome.hits == 1 and outcome.status == 0, f"{outcome.label}: {outcome.err}"
+        assert (tmp_path / "other").exists(), (tmp_path / "said").read_text()
+        target.old = (tmp_path / "other").read_bytes()
+        (tmp_path / "other").unlink()
+        first += target.state() == "new"
+    assert calls > 50 and calls / 2 < first < calls
 
 
 def test_clock_jumps(tmp_path, tiny, image):

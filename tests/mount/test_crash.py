@@ -1,10 +1,11 @@
 """Whatever stops mkhyperfs, the user has the old image or the new one, whole, and no rubbish."""
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 from conftest import run
 
@@ -15,8 +16,13 @@ def leftovers(directory):
 
 def locked(directory):
     """Whether a temporary file there is locked, which it is a moment after it comes to be."""
-    locks = Path("/proc/locks").read_text()
-    return any(f":{(directory / name).stat().st_ino} " in locks for name in leftovers(directory))
+    for name in leftovers(directory):
+        with contextlib.suppress(FileNotFoundError), open(directory / name, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
 
 
 def test_a_temporary_file_that_is_in_use_is_left_alone(demo_model, tools, tmp_path):
@@ -27,11 +33,11 @@ def test_a_temporary_file_that_is_in_use_is_left_alone(demo_model, tools, tmp_pa
                              stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 10
-        while not leftovers(tmp_path) and time.monotonic() < deadline:
+        while not locked(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.001)
         first.send_signal(signal.SIGSTOP)
         names = leftovers(tmp_path)
-        assert names, "the first mkhyperfs made no temporary file"
+        assert names, "the first mkhyperfs locked no temporary file"
         run(command)
         assert set(names) <= set(leftovers(tmp_path))
         first.send_signal(signal.SIGCONT)
