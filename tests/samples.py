@@ -72,20 +72,25 @@ def old_form(entries, calls=4):
     return out + struct.pack("<ii", calls, 5) + b"a.txt"
 
 
-def gguf(entries, tokens=2048):
-    """The same as GGUF. Of experts a row of means each; (mean, counts) where they saw fewer tokens."""
-    string = lambda text: struct.pack("<Q", len(text)) + text.encode()
+def gguf_string(text):
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def gguf(entries, tokens=2048, keys=()):
+    """The same as GGUF. Of experts a row of means each; (mean, counts) where they saw fewer tokens.
+    keys: further ones, (name, type, bytes of the value)."""
     tensors = []
     for name, mean in entries:
         mean, counts = mean if isinstance(mean, tuple) else (mean[None], [tokens])
         counts = np.array(counts, "<f4")[:, None]
         tensors += [(name + ".in_sum2", mean * counts), (name + ".counts", counts)]
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1)
-    head += string("general.type") + struct.pack("<I", 8) + string("imatrix")
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1 + len(keys))
+    for name, kind, value in [("general.type", 8, gguf_string("imatrix")), *keys]:
+        head += gguf_string(name) + struct.pack("<I", kind) + value
     data = b""
     for name, values in tensors:
         data += b"\0" * (-len(data) % 32)
-        head += string(name) + struct.pack("<IQQIQ", 2, values.shape[1], values.shape[0], 0,
+        head += gguf_string(name) + struct.pack("<IQQIQ", 2, values.shape[1], values.shape[0], 0,
                                            len(data))
         data += values.astype("<f4").tobytes()
     return head + b"\0" * (-len(head) % 32) + data

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 from conftest import run
-from samples import gguf, old_form
+from samples import gguf, gguf_string, old_form
 from weights import write_model
 
 LAYERS, HIDDEN, INNER = 3, 128, 256
@@ -154,22 +154,16 @@ def test_what_is_no_matrix_of_this_model_is_refused(tools, model, tmp_path, cont
 
 def test_keys_longer_than_what_is_read_at_a_time(tools, model, tmp_path):
     """What other programs put into a GGUF is passed over, however long it is."""
-    plain = gguf(moments())
-    string = lambda text: struct.pack("<Q", len(text)) + text
-    keys = {b"text": (8, string(b"x" * 300_000)),
-            b"numbers": (9, struct.pack("<IQ", 6, 100_000) + bytes(400_000)),
-            b"texts": (9, struct.pack("<IQ", 8, 3) + string(b"") + string(b"y" * 99_999) + string(b"z"))}
-    head = plain.index(b"imatrix") + len(b"imatrix")
-    extra = b"".join(string(b"other." + name) + struct.pack("<I", kind) + value
-                     for name, (kind, value) in keys.items())
-    extra += string(b"general.filler") + struct.pack("<I", 8)
-    extra += string(b"-" * (-(len(extra) + 8) % 32))  # where the tensors begin is a multiple of 32
-    path, other = tmp_path / "plain.gguf", tmp_path / "long.gguf"
-    path.write_bytes(plain)
-    other.write_bytes(plain[:16] + struct.pack("<Q", 5) + plain[24:head] + extra + plain[head:])
-    for file in (path, other):
+    texts = [gguf_string(text) for text in ("", "y" * 99_999, "z")]
+    keys = [("a.text", 8, gguf_string("x" * 300_000)),
+            ("some.numbers", 9, struct.pack("<IQ", 6, 100_000) + bytes(400_000)),
+            ("some.texts", 9, struct.pack("<IQ", 8, len(texts)) + b"".join(texts))]
+    found = []
+    for file, further in ((tmp_path / "short", ()), (tmp_path / "long", keys)):
+        file.write_bytes(gguf(moments(), keys=further))
         store(tools, model, file.with_suffix(".hyperfs"), f"--imatrix={file}")
-    assert levels(tools, path.with_suffix(".hyperfs")) == levels(tools, other.with_suffix(".hyperfs"))
+        found.append(levels(tools, file.with_suffix(".hyperfs")))
+    assert found[0] == found[1]
 
 
 def test_what_is_no_file_is_refused(tools, model, tmp_path):
