@@ -197,8 +197,10 @@ def test_unmounting_again_and_again_leaves_nothing(tree, tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20 if LONG else 5):
         run([TOOLS.hyperfs, image, point])
-        daemon, reader = daemon_of(point), start_reader(point)
-        run(["fusermount3", "-u", "-z", point])
+        try:
+            daemon, reader = daemon_of(point), start_reader(point)
+        finally:
+            run(["fusermount3", "-u", "-z", point])
         assert reader.wait(60) == 0
         reader.stdout.close()
         wait_until(lambda: not is_running(daemon))
